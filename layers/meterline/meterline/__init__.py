@@ -1,0 +1,1 @@
+"""Usage-based billing for AI products: the service behind every function."""
