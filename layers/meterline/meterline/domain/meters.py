@@ -1,0 +1,37 @@
+"""Meters: what is counted, in which unit, and how it is told to the billing layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+from meterline.domain.emission import EmissionMode
+
+
+class FinerThanSubUnit(ValueError):
+    """A quantity is not a whole number of the meter's sub-units."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """A meter; `sub_units` whole numbers at the billing layer make one unit of it."""
+
+    id: str
+    unit: str
+    sub_units: int
+    emission: EmissionMode
+    event_name: str
+    """Its name at the billing layer."""
+    display_name: str
+
+    def to_sub_units(self, quantity: Decimal) -> int:
+        """The quantity as the billing layer's integer, or FinerThanSubUnit."""
+        scaled = quantity * self.sub_units
+        whole = int(scaled)
+        if whole != scaled:
+            raise FinerThanSubUnit(f"{quantity} {self.unit} is finer than 1/{self.sub_units}")
+        return whole
+
+    def from_sub_units(self, sub_units: int) -> Decimal:
+        """The billing layer's integer as a quantity in the meter's own unit."""
+        return Decimal(sub_units) / self.sub_units

@@ -1,0 +1,152 @@
+"""Price: what a period's quantity costs on a plan, as a pure function, line by line.
+
+A graduated price is one invoice line per tier reached, plus one per flat amount, and each line
+is rounded by itself: that is how Stripe bills (recorded invoices: 31 x 3.6 = 111.6 -> 112).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from decimal import ROUND_HALF_UP, Context, Decimal
+from enum import StrEnum
+
+_EXACT = Context(prec=60)
+"""Wide enough for 15 digits of sub-units times a rate of 12 decimals, so nothing is rounded."""
+
+
+class UnknownCurrency(ValueError):
+    """The plan has no price in this currency."""
+
+
+class NegativeQuantity(ValueError):
+    """A period's quantity below zero has no price; Stripe bills such a cycle as 0."""
+
+
+class LineKind(StrEnum):
+    """What an invoice line stands for."""
+
+    BASE_FEE = "base_fee"
+    TIER = "tier"
+    TIER_FLAT = "tier_flat"
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """One graduated tier: the units above the tier before it, up to and including `up_to`."""
+
+    up_to: Decimal | None
+    """In the meter's own units; None in the last tier."""
+    unit_amount_minor: Decimal
+    """Per unit of the meter, in minor units of the currency, exact."""
+    flat_amount_minor: int = 0
+    """Charged once when the tier is reached; the first tier is always reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class CurrencyOption:
+    """The same plan in another currency."""
+
+    base_fee_minor: int
+    tiers: tuple[Tier, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A base fee each period and graduated tiers on one meter, in one or more currencies."""
+
+    id: str
+    name: str
+    currency: str
+    base_fee_minor: int
+    meter: str
+    tiers: tuple[Tier, ...]
+    interval: str = "month"
+    currency_options: Mapping[str, CurrencyOption] = field(default_factory=dict)
+
+    @property
+    def included(self) -> Decimal:
+        """The quota: units of the meter that cost nothing before the first priced tier."""
+        included = Decimal(0)
+        for tier in self.tiers:
+            if tier.unit_amount_minor or tier.flat_amount_minor or tier.up_to is None:
+                break
+            included = tier.up_to
+        return included
+
+    def in_currency(self, currency: str) -> Plan:
+        """The plan as a customer of this currency is billed, or UnknownCurrency."""
+        if currency == self.currency:
+            return self
+        option = self.currency_options.get(currency)
+        if option is None:
+            raise UnknownCurrency(f"plan {self.id} has no price in {currency}")
+        return replace(
+            self,
+            currency=currency,
+            base_fee_minor=option.base_fee_minor,
+            tiers=option.tiers,
+            currency_options={},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of an invoice: exact before rounding, and the rounded amount that is charged."""
+
+    kind: LineKind
+    quantity: Decimal
+    unit_amount_minor: Decimal
+    exact_minor: Decimal
+    amount_minor: int
+    tier: int | None = None
+    """Index of the tier, None for the base fee."""
+
+
+def round_line(exact_minor: Decimal) -> int:
+    """Round one line to a whole minor unit, half up: the only rounding of money there is."""
+    return int(exact_minor.quantize(Decimal(1), rounding=ROUND_HALF_UP, context=_EXACT))
+
+
+def split_by_tier(quantity: Decimal, tiers: tuple[Tier, ...]) -> tuple[Decimal, ...]:
+    """How much of the quantity falls into each tier that it reaches; the first always counts."""
+    parts: list[Decimal] = []
+    below = Decimal(0)
+    for tier in tiers:
+        if parts and quantity <= below:
+            break
+        top = quantity if tier.up_to is None else min(quantity, tier.up_to)
+        parts.append(_EXACT.subtract(top, below))
+        below = top if tier.up_to is None else tier.up_to
+    return tuple(parts)
+
+
+def price_usage(quantity: Decimal, plan: Plan) -> tuple[Line, ...]:
+    """The metered lines alone, for a quantity in the meter's own units."""
+    if quantity < 0:
+        raise NegativeQuantity(f"quantity {quantity} on plan {plan.id}")
+    lines: list[Line] = []
+    for index, part in enumerate(split_by_tier(quantity, plan.tiers)):
+        tier = plan.tiers[index]
+        exact = _EXACT.multiply(part, tier.unit_amount_minor)
+        lines.append(
+            Line(LineKind.TIER, part, tier.unit_amount_minor, exact, round_line(exact), index)
+        )
+        if tier.flat_amount_minor:
+            flat = Decimal(tier.flat_amount_minor)
+            lines.append(
+                Line(LineKind.TIER_FLAT, Decimal(1), flat, flat, tier.flat_amount_minor, index)
+            )
+    return tuple(lines)
+
+
+def price(quantity: Decimal, plan: Plan) -> tuple[Line, ...]:
+    """Every line of one period's bill: the base fee, then the usage tier by tier."""
+    fee = Decimal(plan.base_fee_minor)
+    base = Line(LineKind.BASE_FEE, Decimal(1), fee, fee, plan.base_fee_minor)
+    return (base, *price_usage(quantity, plan))
+
+
+def total_minor(lines: tuple[Line, ...]) -> int:
+    """The sum of the rounded lines: what the invoice asks for."""
+    return sum(line.amount_minor for line in lines)
