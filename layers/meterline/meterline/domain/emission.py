@@ -61,3 +61,138 @@ class HourDue:
 
 
 EmissionDue = BatchDue | HourDue
+
+
+class Lapse(StrEnum):
+    """Why an event was not billed: the kinds of problem, open until someone settles them."""
+
+    LATE = "late"
+    """Too old for the billing layer, or of a period whose invoice is final."""
+    REFUSED = "refused"
+    """Refused for good, and certainly not billed. A redrive tries it again."""
+    UNKNOWN = "unknown"
+    """Sent without an answer, for longer than a repeated identifier settles it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One event (or one hour's rest) that could not be billed, and why.
+
+    `code` is stable; `message` is for people, the billing layer's own words where it had any.
+    """
+
+    kind: Lapse
+    code: str
+    message: str
+    identifier: str
+    at_s: int
+    sub_units: int
+
+
+@dataclass(frozen=True, slots=True)
+class BillableUsage:
+    """What the billing layer is told: so many `sub_units` of `event_name`, used at `at_s`."""
+
+    billing_customer: str
+    event_name: str
+    identifier: str
+    at_s: int
+    """Seconds since the epoch, UTC."""
+    sub_units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """The billing layer has it; `repeated` when it says that it already had it."""
+
+    repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Refused for good and certainly not applied. `code` is ours (see `RefusalCode`)."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotApplied:
+    """Not taken this time and certainly not applied; worth another try."""
+
+    reason: str
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """No answer, or none that tells whether it was applied."""
+
+    reason: str
+
+
+SendOutcome = Sent | Refused | NotApplied | Unknown
+
+
+class RefusalCode(StrEnum):
+    """Stable codes of what can never succeed as it stands."""
+
+    BAD_REQUEST = "bad_request"
+    BAD_VALUE = "bad_value"
+    BATCH_MISSING = "batch_missing"
+    IN_FUTURE = "timestamp_in_future"
+    METER_ARCHIVED = "meter_archived"
+    NO_BILLING_CUSTOMER = "no_billing_customer"
+    NO_SUBSCRIPTION = "no_subscription"
+    TOO_MANY_DIGITS = "too_many_digits"
+    TOO_OLD = "timestamp_too_old"
+    UNKNOWN_CUSTOMER = "unknown_customer"
+    UNKNOWN_METER = "unknown_meter"
+
+
+@dataclass(frozen=True, slots=True)
+class BillingLimits:
+    """What a billing layer takes, whatever the event says."""
+
+    max_age_s: int
+    """Older usage is refused."""
+    max_ahead_s: int
+    """Usage further in the future is refused."""
+    max_digits: int
+    """Of a value."""
+    dedupe_s: int
+    """For how long a repeated identifier is recognised; 0 when it is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class BillableFrom:
+    """Usage at or after `at_s` still comes onto an invoice."""
+
+    at_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotBilled:
+    """The billing layer bills this customer nothing at present: no customer, or no subscription."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """The billing layer could not be asked just now."""
+
+    reason: str
+    retry_after_s: float | None = None
+
+
+Billability = BillableFrom | NotBilled | Unavailable
+
+
+class HourTotal(NamedTuple):
+    """What the totals hold for one hour of one customer and meter."""
+
+    sub_units: int
+    events: int
+    """How many events it is the sum of; it only ever grows."""

@@ -1,0 +1,78 @@
+"""The messages of the emission queue and its dead-letter queue, as JSON."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
+
+from meterline.domain.emission import BatchDue, EmissionDue, HourDue
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    customer: str
+    meter: str
+    parked_for: str | None = None
+    """Set when the message was parked in the dead-letter queue: why, as a stable code. Who moves
+    it back to the main queue asks for the refused entries to be tried again."""
+    parked_message: str | None = None
+
+
+class BatchMessage(_Message):
+    """This batch is to be sent."""
+
+    due: Literal["batch"] = "batch"
+    batch: str
+
+
+class HourMessage(_Message):
+    """This hour's total has changed. `hour` is when the hour starts."""
+
+    due: Literal["hour"] = "hour"
+    hour: AwareDatetime
+
+
+EmissionMessage = Annotated[BatchMessage | HourMessage, Field(discriminator="due")]
+_MESSAGE: TypeAdapter[BatchMessage | HourMessage] = TypeAdapter(EmissionMessage)
+
+
+def encode_due(
+    due: EmissionDue, *, parked_for: str | None = None, parked_message: str | None = None
+) -> str:
+    """The body of the message that says what is due."""
+    message: BatchMessage | HourMessage
+    match due:
+        case BatchDue():
+            message = BatchMessage(
+                customer=due.customer,
+                meter=due.meter,
+                batch=due.batch,
+                parked_for=parked_for,
+                parked_message=parked_message,
+            )
+        case HourDue():
+            message = HourMessage(
+                customer=due.customer,
+                meter=due.meter,
+                hour=due.hour.astimezone(UTC),
+                parked_for=parked_for,
+                parked_message=parked_message,
+            )
+    return message.model_dump_json(exclude_none=True)
+
+
+def decode_due(body: str) -> tuple[EmissionDue, bool]:
+    """What a message says is due, and whether it was parked before; pydantic's ValidationError."""
+    message = _MESSAGE.validate_json(body)
+    parked = message.parked_for is not None
+    if isinstance(message, BatchMessage):
+        return BatchDue(message.customer, message.meter, message.batch), parked
+    return HourDue(message.customer, message.meter, to_hour(message.hour)), parked
+
+
+def to_hour(at: datetime) -> datetime:
+    """The start of the UTC hour that holds `at`."""
+    return at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
