@@ -1,7 +1,7 @@
 """The checked-in catalog: meters and plans, read from the TOML files in this folder.
 
 Standard library only, because functions read it at cold start. Every mistake in a file is an
-`InvalidCatalog` that names the table and the key.
+`InvalidCatalogError` that names the table and the key.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from meterline.domain.pricing import CurrencyOption, Plan, Tier
 __all__ = [
     "CATALOG_DIR",
     "CurrencyOption",
-    "InvalidCatalog",
+    "InvalidCatalogError",
     "Meter",
     "Plan",
     "Tier",
@@ -39,7 +39,7 @@ _MAX_RATE_DECIMALS = 12
 """Stripe takes at most 12 decimals in `unit_amount_decimal` (API reference, prices)."""
 
 
-class InvalidCatalog(ValueError):
+class InvalidCatalogError(ValueError):
     """A catalog file says something that cannot be: where, and what."""
 
 
@@ -47,7 +47,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
     except tomllib.TOMLDecodeError as error:
-        raise InvalidCatalog(f"{path.name}: {error}") from error
+        raise InvalidCatalogError(f"{path.name}: {error}") from error
 
 
 class _Table:
@@ -55,12 +55,12 @@ class _Table:
 
     def __init__(self, where: str, values: object) -> None:
         if not isinstance(values, dict):
-            raise InvalidCatalog(f"{where}: is not a table")
+            raise InvalidCatalogError(f"{where}: is not a table")
         self.where = where
         self._left: dict[str, Any] = dict(values)
 
-    def fail(self, key: str, what: str) -> InvalidCatalog:
-        return InvalidCatalog(f"{self.where}.{key}: {what}")
+    def fail(self, key: str, what: str) -> InvalidCatalogError:
+        return InvalidCatalogError(f"{self.where}.{key}: {what}")
 
     def take(self, key: str, kind: type, *, default: Any = None, required: bool = True) -> Any:
         if key not in self._left:
@@ -98,13 +98,13 @@ class _Table:
 
     def close(self) -> None:
         if self._left:
-            raise InvalidCatalog(f"{self.where}: unknown key {sorted(self._left)[0]}")
+            raise InvalidCatalogError(f"{self.where}: unknown key {sorted(self._left)[0]}")
 
 
 def _read_meter(meter_id: str, values: object) -> Meter:
     table = _Table(f"meters.{meter_id}", values)
     if not _ID.fullmatch(meter_id):
-        raise InvalidCatalog(f"meters.{meter_id}: an id is lower case letters, digits and _")
+        raise InvalidCatalogError(f"meters.{meter_id}: an id is lower case letters, digits and _")
     mode = table.take("emission", str)
     if mode not in tuple(EmissionMode):
         raise table.fail("emission", f"must be one of {', '.join(EmissionMode)}, is {mode!r}")
@@ -159,14 +159,14 @@ def _read_tiers(table: _Table, meter: Meter) -> tuple[Tier, ...]:
 
 def _check_currency(where: str, currency: str) -> str:
     if not _CURRENCY.fullmatch(currency):
-        raise InvalidCatalog(f"{where}: {currency!r} is not a lower case ISO 4217 code")
+        raise InvalidCatalogError(f"{where}: {currency!r} is not a lower case ISO 4217 code")
     return currency
 
 
 def _read_plan(plan_id: str, values: object, meters: Mapping[str, Meter]) -> Plan:
     table = _Table(f"plans.{plan_id}", values)
     if not _ID.fullmatch(plan_id):
-        raise InvalidCatalog(f"plans.{plan_id}: an id is lower case letters, digits and _")
+        raise InvalidCatalogError(f"plans.{plan_id}: an id is lower case letters, digits and _")
     meter_id: str = table.take("meter", str)
     if meter_id not in meters:
         raise table.fail("meter", f"there is no meter {meter_id!r}")
@@ -182,12 +182,12 @@ def _read_plan(plan_id: str, values: object, meters: Mapping[str, Meter]) -> Pla
     for other, option in table.take("currency_options", dict, default={}, required=False).items():
         where = f"{table.where}.currency_options.{other}"
         if _check_currency(where, other) == currency:
-            raise InvalidCatalog(f"{where}: is the plan's own currency")
+            raise InvalidCatalogError(f"{where}: is the plan's own currency")
         option_table = _Table(where, option)
         fee = option_table.take_minor("base_fee_minor")
         option_tiers = _read_tiers(option_table, meter)
         if [tier.up_to for tier in option_tiers] != [tier.up_to for tier in tiers]:
-            raise InvalidCatalog(f"{where}.tiers: must end where the plan's own tiers end")
+            raise InvalidCatalogError(f"{where}.tiers: must end where the plan's own tiers end")
         option_table.close()
         options[other] = CurrencyOption(fee, option_tiers)
     table.close()
@@ -195,12 +195,12 @@ def _read_plan(plan_id: str, values: object, meters: Mapping[str, Meter]) -> Pla
 
 
 def read_meters(path: Path) -> Mapping[str, Meter]:
-    """Read a meters file: id -> Meter. Raises InvalidCatalog."""
+    """Read a meters file: id -> Meter. Raises InvalidCatalogError."""
     meters = {key: _read_meter(key, values) for key, values in _read_toml(path).items()}
     names: dict[str, str] = {}
     for meter in meters.values():
         if meter.event_name in names:
-            raise InvalidCatalog(
+            raise InvalidCatalogError(
                 f"meters.{meter.id}.event_name: already used by {names[meter.event_name]}"
             )
         names[meter.event_name] = meter.id
@@ -208,7 +208,7 @@ def read_meters(path: Path) -> Mapping[str, Meter]:
 
 
 def read_plans(path: Path, meters: Mapping[str, Meter]) -> Mapping[str, Plan]:
-    """Read a plans file: id -> Plan. Raises InvalidCatalog."""
+    """Read a plans file: id -> Plan. Raises InvalidCatalogError."""
     return {key: _read_plan(key, values, meters) for key, values in _read_toml(path).items()}
 
 

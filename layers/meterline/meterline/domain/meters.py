@@ -8,7 +8,7 @@ from decimal import Decimal
 from meterline.domain.emission import EmissionMode
 
 
-class FinerThanSubUnit(ValueError):
+class FinerThanSubUnitError(ValueError):
     """A quantity is not a whole number of the meter's sub-units."""
 
 
@@ -25,11 +25,11 @@ class Meter:
     display_name: str
 
     def to_sub_units(self, quantity: Decimal) -> int:
-        """The quantity as the billing layer's integer, or FinerThanSubUnit."""
+        """The quantity as the billing layer's integer, or FinerThanSubUnitError."""
         scaled = quantity * self.sub_units
         whole = int(scaled)
         if whole != scaled:
-            raise FinerThanSubUnit(f"{quantity} {self.unit} is finer than 1/{self.sub_units}")
+            raise FinerThanSubUnitError(f"{quantity} {self.unit} is finer than 1/{self.sub_units}")
         return whole
 
     def from_sub_units(self, sub_units: int) -> Decimal:

@@ -15,11 +15,11 @@ _EXACT = Context(prec=60)
 """Wide enough for 15 digits of sub-units times a rate of 12 decimals, so nothing is rounded."""
 
 
-class UnknownCurrency(ValueError):
+class UnknownCurrencyError(ValueError):
     """The plan has no price in this currency."""
 
 
-class NegativeQuantity(ValueError):
+class NegativeQuantityError(ValueError):
     """A period's quantity below zero has no price; Stripe bills such a cycle as 0."""
 
 
@@ -75,12 +75,12 @@ class Plan:
         return included
 
     def in_currency(self, currency: str) -> Plan:
-        """The plan as a customer of this currency is billed, or UnknownCurrency."""
+        """The plan as a customer of this currency is billed, or UnknownCurrencyError."""
         if currency == self.currency:
             return self
         option = self.currency_options.get(currency)
         if option is None:
-            raise UnknownCurrency(f"plan {self.id} has no price in {currency}")
+            raise UnknownCurrencyError(f"plan {self.id} has no price in {currency}")
         return replace(
             self,
             currency=currency,
@@ -124,7 +124,7 @@ def split_by_tier(quantity: Decimal, tiers: tuple[Tier, ...]) -> tuple[Decimal, 
 def price_usage(quantity: Decimal, plan: Plan) -> tuple[Line, ...]:
     """The metered lines alone, for a quantity in the meter's own units."""
     if quantity < 0:
-        raise NegativeQuantity(f"quantity {quantity} on plan {plan.id}")
+        raise NegativeQuantityError(f"quantity {quantity} on plan {plan.id}")
     lines: list[Line] = []
     for index, part in enumerate(split_by_tier(quantity, plan.tiers)):
         tier = plan.tiers[index]
