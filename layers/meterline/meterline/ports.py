@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from enum import Enum, auto
 from typing import Protocol
 
 from meterline.domain.emission import (
@@ -12,6 +14,34 @@ from meterline.domain.emission import (
     HourTotal,
     SendOutcome,
 )
+from meterline.domain.usage import LedgerEntry
+
+
+class Recorded(Enum):
+    """What became of an entry that was to be recorded."""
+
+    ACCEPTED = auto()
+    DUPLICATE = auto()
+    CONFLICT = auto()
+    """The key is known with another digest; the first entry stays."""
+    UNDECIDED = auto()
+    """No answer in time: it may have been written. Recording it again is safe."""
+
+
+class Ledger(Protocol):
+    """The events table: append-only, and the only place that an answer depends on."""
+
+    def record(self, entries: Sequence[LedgerEntry]) -> Sequence[Recorded]:
+        """Write entries whose keys are distinct, each if its key is new; one outcome each."""
+        ...
+
+
+class Customers(Protocol):
+    """Who is a customer."""
+
+    def known(self, customers: Iterable[str]) -> set[str]:
+        """Those of `customers` that exist."""
+        ...
 
 
 class BillingLayer(Protocol):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from meterline.domain.emission import EmissionMode
-from meterline.domain.meters import Meter
+from meterline.domain.meters import Meter, Rating
 from meterline.domain.pricing import CurrencyOption, Plan, Tier
 
 __all__ = [
@@ -108,6 +108,9 @@ def _read_meter(meter_id: str, values: object) -> Meter:
     mode = table.take("emission", str)
     if mode not in tuple(EmissionMode):
         raise table.fail("emission", f"must be one of {', '.join(EmissionMode)}, is {mode!r}")
+    rating: str = table.take("rating", str, default=Rating.NONE.value, required=False)
+    if rating not in tuple(Rating):
+        raise table.fail("rating", f"must be one of {', '.join(Rating)}, is {rating!r}")
     sub_units: int = table.take("sub_units", int)
     if sub_units < 1 or sub_units not in [10**power for power in range(10)]:
         raise table.fail("sub_units", "must be a power of ten from 1 to 10^9")
@@ -118,6 +121,7 @@ def _read_meter(meter_id: str, values: object) -> Meter:
         emission=EmissionMode(mode),
         event_name=table.take_text("event_name", 100),
         display_name=table.take_text("display_name", 250),
+        rating=Rating(rating),
     )
     table.close()
     return meter

@@ -6,52 +6,51 @@ import tomllib
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
+from meterline.catalog import CATALOG_DIR, InvalidCatalogError
 from meterline.domain.rating import TOKEN_KINDS, Rate, RateCard
-from meterline.errors import ConfigurationError
 
 _MAX_RATE_DIGITS = 12
 """With at most 10^12 tokens of a kind, a product then fits Decimal's default 28 digits exactly."""
 
 
 def read_rate_card(text: str) -> RateCard:
-    """Read a rate card from TOML; whatever is unclear in it is a `ConfigurationError`."""
+    """Read a rate card from TOML; whatever is unclear in it is a `InvalidCatalogError`."""
     document = tomllib.loads(text, parse_float=Decimal)
     tokens = document.get("tokens")
     if tokens not in (1, 1_000, 1_000_000):
-        raise ConfigurationError("rate card: tokens must be 1, 1000 or 1000000")
+        raise InvalidCatalogError("rate card: tokens must be 1, 1000 or 1000000")
     version = document.get("version")
     if not isinstance(version, str) or not version:
-        raise ConfigurationError("rate card: version must be a string")
+        raise InvalidCatalogError("rate card: version must be a string")
     rates = document.get("rates")
     if not isinstance(rates, list) or not rates:
-        raise ConfigurationError("rate card: at least one [[rates]] is needed")
+        raise InvalidCatalogError("rate card: at least one [[rates]] is needed")
     return RateCard(version, [_read_rate(rate, tokens) for rate in rates])
 
 
 @cache
 def load_rate_card() -> RateCard:
     """The rate card that is bundled with the service."""
-    return read_rate_card((files(__package__) / "rate_card.toml").read_text("utf-8"))
+    return read_rate_card((CATALOG_DIR / "rate_card.toml").read_text("utf-8"))
 
 
 def _read_rate(rate: Mapping[str, Any], tokens: int) -> Rate:
     provider, models = rate.get("provider"), rate.get("models")
     if not isinstance(provider, str) or not isinstance(models, list) or not models:
-        raise ConfigurationError("rate card: every rate needs a provider and a list of models")
+        raise InvalidCatalogError("rate card: every rate needs a provider and a list of models")
     where = f"rate card: {provider} {models[0]}"
     unknown = rate.keys() - {"provider", "models", *TOKEN_KINDS}
     if unknown:
-        raise ConfigurationError(f"{where}: unknown key {sorted(unknown)[0]}")
+        raise InvalidCatalogError(f"{where}: unknown key {sorted(unknown)[0]}")
     credits_per_token = {
         kind: _read_number(rate[kind], where, kind).scaleb(1 - len(str(tokens)))
         for kind in TOKEN_KINDS
         if kind in rate
     }
     if not {"input_tokens", "output_tokens"} <= credits_per_token.keys():
-        raise ConfigurationError(f"{where}: input_tokens and output_tokens are needed")
+        raise InvalidCatalogError(f"{where}: input_tokens and output_tokens are needed")
     return Rate(provider, tuple(models), credits_per_token)
 
 
@@ -61,7 +60,7 @@ def _read_number(value: object, where: str, kind: str) -> Decimal:
     except InvalidOperation:
         number = None
     if number is None or not number.is_finite() or number < 0:
-        raise ConfigurationError(f"{where}: {kind} must be a decimal string, not negative")
+        raise InvalidCatalogError(f"{where}: {kind} must be a decimal string, not negative")
     if len(number.as_tuple().digits) > _MAX_RATE_DIGITS:
-        raise ConfigurationError(f"{where}: {kind} has more than {_MAX_RATE_DIGITS} digits")
+        raise InvalidCatalogError(f"{where}: {kind} has more than {_MAX_RATE_DIGITS} digits")
     return number

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
+from enum import StrEnum
 
 from meterline.domain.emission import EmissionMode
 
 
 class FinerThanSubUnitError(ValueError):
     """A quantity is not a whole number of the meter's sub-units."""
+
+
+class Rating(StrEnum):
+    """How a provider's reported usage becomes a quantity of a meter."""
+
+    RATE_CARD = "rate_card"
+    TOKENS = "tokens"
+    """All kinds of tokens, added."""
+    NONE = "none"
+    """Not at all: only a reported quantity counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +34,7 @@ class Meter:
     event_name: str
     """Its name at the billing layer."""
     display_name: str
+    rating: Rating = Rating.NONE
 
     def to_sub_units(self, quantity: Decimal) -> int:
         """The quantity as the billing layer's integer, or FinerThanSubUnitError."""

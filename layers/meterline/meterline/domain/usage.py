@@ -48,7 +48,7 @@ class LedgerEntry:
     at: datetime
     meter: str
     quantity: Decimal
-    digest: str
+    digest: bytes
     """Of everything the sender said: a second report with another digest is a conflict."""
     received_at: datetime
     action: str | None = None
@@ -58,3 +58,8 @@ class LedgerEntry:
     usage: Mapping[str, int] | None = None
     rate_card: str | None = None
     authorization: str | None = None
+    tier: str | None = None
+    status: str | None = None
+    """`partial` when the provider's answer was cut and its report is of what came before."""
+    response_id: str | None = None
+    """The provider's own id of the answer, kept as evidence."""

@@ -1,0 +1,186 @@
+"""DynamoDB's JSON protocol, signed by botocore and carried by urllib3, without the client on top.
+
+boto3's client walks every parameter and every answer against its service model: measured on
+batches of 25 conditional inserts, that is more than half of the CPU of a usage report. What the
+model would check is checked by the storage contract suite; credentials, their refresh and the
+signature stay botocore's.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import botocore.session
+import urllib3
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.configprovider import ConfiguredEndpointProvider
+from botocore.exceptions import NoCredentialsError
+from pydantic_core import from_json, to_json
+
+from meterline.errors import ConfigurationError, StorageError, StorageUnavailableError
+
+RETRYABLE_CODES = frozenset(
+    {
+        "InternalServerError",
+        "ItemCollectionSizeLimitExceededException",
+        "LimitExceededException",
+        "ProvisionedThroughputExceededException",
+        "RequestLimitExceeded",
+        "RequestTimeout",
+        "RequestTimeoutException",
+        "ServiceUnavailable",
+        "ThrottlingException",
+        "TransactionInProgressException",
+    }
+)
+"""Error codes that DynamoDB's API reference marks as worth trying again."""
+
+AttributeValue = dict[str, Any]
+"""One value in DynamoDB's own JSON: `{"S": "…"}`, `{"N": "1"}`, …"""
+Item = dict[str, AttributeValue]
+
+
+def back_off_s(attempt: int, *, base_s: float = 0.05, cap_s: float = 2.0) -> float:
+    """Seconds to wait before try `attempt` + 1: exponential, with full jitter."""
+    return random.uniform(0, min(cap_s, base_s * 2**attempt))  # noqa: S311
+
+
+class DynamoWire:
+    """One account's DynamoDB in one region. Safe to share between threads.
+
+    `call` retries what DynamoDB asks to retry, up to `attempts` times inside `deadline_s`; then it
+    raises `StorageUnavailableError`. Every other refusal is a `StorageError`. A call whose answer
+    was lost is tried again too, so callers must only make calls that bear it: conditional writes,
+    and transactions with a condition on what they move.
+    """
+
+    def __init__(
+        self,
+        session: botocore.session.Session | None = None,
+        *,
+        endpoint_url: str | None = None,
+        timeout_s: float = 3.0,
+        attempts: int = 5,
+        deadline_s: float = 10.0,
+        pool_size: int = 8,
+    ) -> None:
+        self._session = session or botocore.session.get_session()
+        region = self._session.get_config_variable("region")
+        if not region:
+            raise ConfigurationError("no AWS region is set")
+        self._region: str = region
+        self._endpoint = endpoint_url or _endpoint_url(self._session, region)
+        self._credentials = self._session.get_credentials()
+        self._attempts = attempts
+        self._deadline_s = deadline_s
+        url = urllib3.util.parse_url(self._endpoint)
+        self._path = (url.path or "/").rstrip("/") + "/"
+        self._pool = urllib3.connectionpool.connection_from_url(
+            self._endpoint,
+            maxsize=pool_size,
+            timeout=urllib3.Timeout(connect=1.0, read=timeout_s),
+            retries=False,
+        )
+        self._lock = threading.Lock()
+
+    def call(self, operation: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Make one call; `request` and the answer are DynamoDB's JSON (bytes are base64 text)."""
+        body = to_json(request)
+        give_up_at_s = time.monotonic() + self._deadline_s
+        for attempt in range(self._attempts):
+            if attempt:
+                pause_s = back_off_s(attempt)
+                if time.monotonic() + pause_s > give_up_at_s:
+                    break
+                time.sleep(pause_s)
+            try:
+                answer = self._pool.urlopen(
+                    "POST",
+                    self._path,
+                    body=body,
+                    headers=self._sign(operation, body),
+                    redirect=False,
+                )
+            except urllib3.exceptions.HTTPError as error:
+                why = f"{operation}: {error}"
+                continue
+            if answer.status == 200:
+                decoded: dict[str, Any] = from_json(answer.data)
+                return decoded
+            code, message = _read_error(answer)
+            why = f"{operation}: {code}: {message}"
+            if answer.status < 500 and code not in RETRYABLE_CODES:
+                if code == "TransactionCanceledException":
+                    raise TransactionCanceledError(message, _reasons(answer))
+                raise StorageError(code, message)
+        raise StorageUnavailableError(why)
+
+    def _sign(self, operation: str, body: bytes) -> dict[str, str]:
+        request = AWSRequest(
+            "POST",
+            self._endpoint,
+            headers={
+                "X-Amz-Target": f"DynamoDB_20120810.{operation}",
+                "Content-Type": "application/x-amz-json-1.0",
+            },
+            data=body,
+        )
+        if self._credentials is None:
+            raise NoCredentialsError
+        # Refreshable credentials are read as one frozen set, so that key and token match.
+        SigV4Auth(self._credentials.get_frozen_credentials(), "dynamodb", self._region).add_auth(
+            request
+        )
+        return dict(request.headers.items())
+
+
+class TransactionCanceledError(StorageError):
+    """A transaction was refused as a whole; `reasons` has a code for each of its items."""
+
+    def __init__(self, message: str, reasons: list[str]) -> None:
+        super().__init__("TransactionCanceledException", message)
+        self.reasons = reasons
+
+    @property
+    def is_conflict(self) -> bool:
+        """Whether only another transaction or throttling stood in the way: worth trying again."""
+        return bool(self.reasons) and all(
+            reason
+            in ("None", "TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded")
+            for reason in self.reasons
+        )
+
+
+def _read_error(answer: urllib3.BaseHTTPResponse) -> tuple[str, str]:
+    try:
+        told = from_json(answer.data)
+        code = str(told.get("__type", "")).rpartition("#")[2]
+        return code or f"HTTP {answer.status}", str(told.get("message", told.get("Message", "")))
+    except (ValueError, AttributeError):
+        return f"HTTP {answer.status}", answer.data[:200].decode(errors="replace")
+
+
+def _reasons(answer: urllib3.BaseHTTPResponse) -> list[str]:
+    return [
+        reason.get("Code", "None")
+        for reason in from_json(answer.data).get("CancellationReasons", [])
+    ]
+
+
+def _endpoint_url(session: botocore.session.Session, region: str) -> str:
+    """Where botocore itself would call: the environment's endpoint first, then the region's."""
+    configured = ConfiguredEndpointProvider(
+        full_config=session.full_config,
+        scoped_config=session.get_scoped_config(),
+        client_name="dynamodb",
+    ).provide()
+    if configured:
+        return str(configured)
+    resolver = session.get_component("endpoint_resolver")
+    endpoint = resolver.construct_endpoint("dynamodb", region)
+    return f"https://{endpoint['hostname']}"

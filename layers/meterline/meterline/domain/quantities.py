@@ -1,0 +1,57 @@
+"""Quantities: exact Decimals that are whole numbers of a meter's sub-units."""
+
+from __future__ import annotations
+
+import re
+from decimal import ROUND_HALF_UP, Context, Decimal
+
+from meterline.domain.meters import FinerThanSubUnitError, Meter
+from meterline.errors import RejectedEventError
+
+MAX_DIGITS = 15
+"""Digits of a quantity in sub-units. Stripe takes integers of at most 15 digits as meter values."""
+MAX_SUB_UNITS = 10**MAX_DIGITS - 1
+
+_WIDE = Context(prec=60, rounding=ROUND_HALF_UP)
+"""Wide enough that no product of admitted numbers is rounded on the way."""
+_DECIMAL_TEXT = re.compile(r"[0-9]{1,40}(\.[0-9]{1,40})?\Z", re.ASCII)
+_WHOLE = Decimal(1)
+
+
+def round_to_sub_units(quantity: Decimal, meter: Meter) -> Decimal:
+    """Round a computed quantity to the meter's sub-unit, once, half up (rule 1 of money)."""
+    scaled = _WIDE.multiply(quantity, Decimal(meter.sub_units))
+    return admit_sub_units(int(_WIDE.quantize(scaled, _WHOLE)), meter)
+
+
+def parse_quantity(reported: str | int, meter: Meter) -> Decimal:
+    """Read a reported quantity: plain decimal notation, not negative, no finer than a sub-unit."""
+    text = str(reported)
+    if not _DECIMAL_TEXT.match(text):
+        raise RejectedEventError(
+            "invalid_quantity",
+            'data.quantity must be a decimal string such as "12.5": digits, no sign or exponent.',
+        )
+    quantity = Decimal(text)
+    if quantity > MAX_SUB_UNITS:
+        raise _too_large()
+    try:
+        return admit_sub_units(meter.to_sub_units(_WIDE.normalize(quantity)), meter)
+    except FinerThanSubUnitError:
+        raise RejectedEventError(
+            "quantity_too_fine",
+            f"data.quantity must be a multiple of {meter.from_sub_units(1)}.",
+        ) from None
+
+
+def admit_sub_units(count: int, meter: Meter) -> Decimal:
+    """The quantity of `count` sub-units, unless it is more than a billing layer takes at once."""
+    if count > MAX_SUB_UNITS:
+        raise _too_large()
+    return meter.from_sub_units(count)
+
+
+def _too_large() -> RejectedEventError:
+    return RejectedEventError(
+        "quantity_too_large", f"One event may hold at most {MAX_SUB_UNITS} sub-units."
+    )

@@ -1,0 +1,53 @@
+"""What can go wrong, named. `meterline.http` says which HTTP answer each one becomes."""
+
+from __future__ import annotations
+
+
+class MeterlineError(Exception):
+    """The root of all errors that the service raises on purpose."""
+
+
+class ConfigurationError(MeterlineError):
+    """The deployment or a checked-in file says something that cannot be right."""
+
+
+class StorageUnavailableError(MeterlineError):
+    """The storage answered late, not at all, or asked us to slow down: nothing is decided."""
+
+
+class StorageError(MeterlineError):
+    """The storage refused a request that we made; `code` is its own word for why."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+class UnauthenticatedError(MeterlineError):
+    """No API key, or one that we do not know."""
+
+
+class ForbiddenError(MeterlineError):
+    """A known API key without the scope that the call needs."""
+
+
+class NotFoundError(MeterlineError):
+    """What the call names does not exist."""
+
+
+class InvalidRequestError(MeterlineError):
+    """The request as a whole cannot be read; `code` is stable and part of the contract."""
+
+    def __init__(self, code: str, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+
+
+class RejectedEventError(MeterlineError):
+    """One event cannot be taken; `code` is stable and part of the contract."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code

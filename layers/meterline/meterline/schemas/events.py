@@ -1,0 +1,120 @@
+"""The usage report as it crosses the border: CloudEvents 1.0 with our `data`.
+
+Every event is read by itself, so that a bad one never costs the others.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from meterline.errors import InvalidRequestError, RejectedEventError
+
+MAX_EVENTS = 1_000
+"""Events in one call."""
+MAX_BODY_BYTES = 4 * 1024 * 1024
+"""Bytes of one call. A function takes 6 MB as API Gateway hands them over: JSON within JSON."""
+MAX_TOKENS = 10**12
+"""Tokens of one kind in one event."""
+
+_TEXT = r"^[^\x00-\x1f\x7f]+$"
+
+
+def _text(max_length: int) -> Any:
+    return Field(min_length=1, max_length=max_length, pattern=_TEXT)
+
+
+CustomerId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+"""Up to 64 letters, digits, dots, dashes and underscores; letter case counts."""
+TokenCount = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+# Two of 200 characters and a customer stay below DynamoDB's 2,048 bytes of a key in any script.
+SenderText = Annotated[str, _text(200)]
+Label = Annotated[str, _text(128)]
+
+
+class EventData(BaseModel):
+    """What was used. Either `usage`, as the provider reports it, or `quantity`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    meter: Label
+    user: Label | None = None
+    action: Label | None = None
+    provider: Label | None = None
+    model: Label | None = None
+    usage: dict[Annotated[str, _text(64)], TokenCount] | None = Field(default=None, max_length=16)
+    quantity: Annotated[str, Field(max_length=82)] | Annotated[int, Field(ge=0)] | None = None
+    cached: bool = False
+    authorization: Label | None = None
+    tier: Label | None = None
+    status: Literal["complete", "partial"] | None = None
+    response_id: Label | None = None
+
+
+class UsageEvent(BaseModel):
+    """One CloudEvent. Extension attributes of CloudEvents are let through and not kept."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    specversion: Literal["1.0"]
+    id: SenderText
+    source: SenderText
+    type: Literal["meterline.usage"]
+    subject: CustomerId
+    time: Annotated[str, Field(max_length=64)] | None = None
+    datacontenttype: Annotated[str, Field(pattern=r"^application/([a-z.+-]+\+)?json")] | None = None
+    data: EventData
+
+
+def read_event(raw: object) -> UsageEvent:
+    """Read one event; what is wrong with it first is the `RejectedEventError`."""
+    try:
+        return UsageEvent.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise _rejection(first) from None
+
+
+def list_events(document: object) -> list[object]:
+    """The events of a body: one CloudEvent, a list of them, or `{"events": […]}`."""
+    if isinstance(document, list):
+        events = document
+    elif isinstance(document, dict) and "events" in document and "specversion" not in document:
+        events = document["events"]
+        if not isinstance(events, list):
+            raise InvalidRequestError("invalid_body", '"events" must be a list of CloudEvents.')
+    elif isinstance(document, dict):
+        events = [document]
+    else:
+        raise InvalidRequestError(
+            "invalid_body",
+            'The body must be a CloudEvent, a list of CloudEvents, or {"events": [...]}.',
+        )
+    if not events:
+        raise InvalidRequestError("no_events", "The body holds no event.")
+    if len(events) > MAX_EVENTS:
+        raise InvalidRequestError(
+            "too_many_events", f"One call takes at most {MAX_EVENTS} events.", status=413
+        )
+    return events
+
+
+def _rejection(error: ErrorDetails) -> RejectedEventError:
+    where = ".".join(str(part) for part in error["loc"] if part not in ("str", "int")) or "event"
+    if error["type"] == "missing":
+        return RejectedEventError("missing_field", f"{where} is missing.")
+    if error["type"] == "extra_forbidden":
+        return RejectedEventError("unknown_field", f"{where} is not a field of an event.")
+    if where.startswith("data.quantity"):
+        return RejectedEventError(
+            "invalid_quantity", 'data.quantity must be a decimal string such as "12.5".'
+        )
+    return RejectedEventError("invalid_field", f"{where}: {_explain(error)}")
+
+
+def _explain(error: ErrorDetails) -> str:
+    if error["type"] == "string_pattern_mismatch" and error.get("ctx", {}).get("pattern") == _TEXT:
+        return "Control characters are not allowed."
+    return f"{error['msg']}."

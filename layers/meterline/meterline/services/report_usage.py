@@ -1,0 +1,215 @@
+"""Take reports of usage: judge each event by itself and write the good ones to the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from hashlib import blake2b
+
+from meterline.domain.meters import Meter, Rating
+from meterline.domain.quantities import parse_quantity
+from meterline.domain.rating import RateCard, count_tokens
+from meterline.domain.times import parse_time
+from meterline.domain.usage import EventKey, LedgerEntry
+from meterline.errors import RejectedEventError
+from meterline.ports import Customers, Ledger, Recorded
+from meterline.schemas.events import EventData, UsageEvent, read_event
+
+MAX_AHEAD = timedelta(minutes=5)
+"""How far ahead of us a sender's clock may be. Stripe takes no usage further in the future."""
+MAX_AGE = timedelta(days=731)
+"""An older event is a mistake of units or of the epoch, not late usage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why the event at `index` of the call was not taken, with a stable `code`."""
+
+    index: int
+    id: str | None
+    code: str
+    message: str
+
+
+@dataclass(slots=True)
+class UsageReport:
+    """What became of the events of one call.
+
+    `undecided` events were perhaps not written, because the storage did not answer in time: the
+    caller sends the whole call again, and those that were written come back as duplicates.
+    """
+
+    accepted: int = 0
+    duplicates: int = 0
+    ignored: int = 0
+    undecided: int = 0
+    rejected: list[Rejection] = field(default_factory=list)
+
+
+class ReportUsage:
+    """The job of `POST /v1/usage`."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        customers: Customers,
+        meters: Mapping[str, Meter],
+        rate_card: RateCard,
+    ) -> None:
+        self._ledger = ledger
+        self._customers = customers
+        self._meters = meters
+        self._rate_card = rate_card
+
+    def __call__(self, raw_events: Sequence[object], now: datetime) -> UsageReport:
+        """Record the events of one call and say what became of each."""
+        report = UsageReport()
+        entries: dict[str, tuple[int, LedgerEntry]] = {}
+        events = self._read(raw_events, report)
+        known = self._customers.known({event.subject for _, event in events})
+        for index, event in events:
+            try:
+                entry = self._rate(event, known, now)
+            except RejectedEventError as error:
+                report.rejected.append(Rejection(index, event.id, error.code, str(error)))
+                continue
+            key = entry.key.text
+            first = entries.setdefault(key, (index, entry))
+            if first[1] is not entry:
+                self._settle_known(report, index, entry, first[1].digest)
+        indexed = list(entries.values())
+        for (index, entry), outcome in zip(
+            indexed, self._ledger.record([entry for _, entry in indexed]), strict=True
+        ):
+            if outcome is Recorded.ACCEPTED:
+                report.accepted += 1
+            elif outcome is Recorded.DUPLICATE:
+                report.duplicates += 1
+            elif outcome is Recorded.UNDECIDED:
+                report.undecided += 1
+            else:
+                report.rejected.append(_conflict(index, entry))
+        report.rejected.sort(key=lambda rejection: rejection.index)
+        return report
+
+    def _read(
+        self, raw_events: Sequence[object], report: UsageReport
+    ) -> list[tuple[int, UsageEvent]]:
+        events = []
+        for index, raw in enumerate(raw_events):
+            try:
+                event = read_event(raw)
+            except RejectedEventError as error:
+                report.rejected.append(Rejection(index, _id_of(raw), error.code, str(error)))
+                continue
+            if event.data.cached:
+                # A cache hit cost nothing, so it is billed to nobody.
+                report.ignored += 1
+            else:
+                events.append((index, event))
+        return events
+
+    def _rate(self, event: UsageEvent, known: set[str], now: datetime) -> LedgerEntry:
+        if event.subject not in known:
+            raise RejectedEventError("unknown_customer", f"There is no customer {event.subject}.")
+        data = event.data
+        meter = self._meters.get(data.meter)
+        if meter is None:
+            raise RejectedEventError("unknown_meter", f"There is no meter {data.meter}.")
+        at = _read_time(event.time, now)
+        if data.quantity is not None:
+            if data.usage is not None:
+                raise RejectedEventError(
+                    "ambiguous_quantity", "Send data.usage or data.quantity, not both."
+                )
+            quantity, rate_card = parse_quantity(data.quantity, meter), None
+        elif data.usage is None:
+            raise RejectedEventError("missing_quantity", "data.usage or data.quantity is needed.")
+        elif meter.rating is Rating.RATE_CARD:
+            if data.provider is None or data.model is None:
+                raise RejectedEventError(
+                    "missing_field", "data.provider and data.model are needed to rate data.usage."
+                )
+            quantity = self._rate_card.credits(data.provider, data.model, data.usage, meter)
+            rate_card = self._rate_card.version
+        elif meter.rating is Rating.TOKENS:
+            quantity, rate_card = count_tokens(data.usage, meter), None
+        else:
+            raise RejectedEventError(
+                "missing_quantity", f"The meter {meter.id} takes data.quantity only."
+            )
+        return LedgerEntry(
+            key=EventKey(event.subject, event.source, event.id),
+            at=at,
+            meter=meter.id,
+            quantity=quantity,
+            digest=_digest(data),
+            received_at=now,
+            action=data.action,
+            user=data.user,
+            provider=data.provider,
+            model=data.model,
+            usage=data.usage,
+            rate_card=rate_card,
+            authorization=data.authorization,
+            tier=data.tier,
+            status=data.status,
+            response_id=data.response_id,
+        )
+
+    @staticmethod
+    def _settle_known(report: UsageReport, index: int, entry: LedgerEntry, digest: bytes) -> None:
+        if entry.digest == digest:
+            report.duplicates += 1
+        else:
+            report.rejected.append(_conflict(index, entry))
+
+
+def _conflict(index: int, entry: LedgerEntry) -> Rejection:
+    return Rejection(
+        index,
+        entry.key.id,
+        "conflict",
+        f"An event {entry.key.id} of {entry.key.source} is known with other content; it stays.",
+    )
+
+
+def _read_time(text: str | None, now: datetime) -> datetime:
+    if text is None:
+        return now.replace(microsecond=now.microsecond // 1000 * 1000)
+    try:
+        at = parse_time(text)
+    except ValueError:
+        raise RejectedEventError(
+            "invalid_time", "time must be an RFC 3339 time such as 2026-11-22T06:00:00Z."
+        ) from None
+    if at > now + MAX_AHEAD:
+        raise RejectedEventError("time_in_future", "time is more than 5 minutes ahead of ours.")
+    if at < now - MAX_AGE:
+        raise RejectedEventError("time_too_old", f"time is more than {MAX_AGE.days} days ago.")
+    return at
+
+
+def _digest(data: EventData) -> bytes:
+    """A digest of what was used, but not of when: a retry may be stamped anew."""
+    usage = data.usage and sorted(item for item in data.usage.items() if item[1])
+    content = (
+        data.meter,
+        data.user,
+        data.action,
+        data.provider,
+        data.model,
+        usage,
+        data.quantity if data.quantity is None else str(data.quantity),
+        data.authorization,
+        data.tier,
+        data.status,
+        data.response_id,
+    )
+    return blake2b(repr(content).encode(), digest_size=16).digest()
+
+
+def _id_of(raw: object) -> str | None:
+    found = raw.get("id") if isinstance(raw, dict) else None
+    return found if isinstance(found, str) and len(found) <= 200 else None
