@@ -48,8 +48,8 @@ class Usage:
 
     `input_tokens` (neither read from nor written to a cache), `cache_read_tokens`,
     `cache_write_tokens`, `cache_write_1h_tokens` (Anthropic's one-hour writes, not in the kind
-    before), `output_tokens` (reasoning included), `web_searches`, `predict_time_ms`. Kinds that
-    are zero are left out, but `input_tokens` and `output_tokens` of a call counted in tokens.
+    before), `output_tokens` (reasoning included); or `predict_time_ms`. Kinds that are zero are
+    left out, but `input_tokens` and `output_tokens` of a call counted in tokens.
     """
 
     kinds: Mapping[str, int]
@@ -59,6 +59,8 @@ class Usage:
     """The price tier as the provider names it, in lower case; None at its standard price."""
     also: tuple[Usage, ...] = ()
     """What the same call used of other models, not in `kinds` (Anthropic's advisor)."""
+    web_searches: int = 0
+    """Searches the provider charges for beside the tokens; not a kind, since no token is one."""
 
 
 def read_usage(provider: str, body: Reported) -> Usage:
@@ -307,7 +309,7 @@ def _make_usage(shape: _Shape, usage: Mapping[str, Any], body: Reported) -> Usag
             Usage(_split(_count_messages(iteration)), other, response_id, tier)
             for other, iteration in _advisor_iterations(usage)
         )
-    return Usage(_split(counts), model, response_id, tier, also)
+    return Usage(_split(counts), model, response_id, tier, also, counts.web_searches)
 
 
 def _split(counts: _Counts) -> dict[str, int]:
@@ -322,8 +324,6 @@ def _split(counts: _Counts) -> dict[str, int]:
         kinds["cache_write_tokens"] = counts.cache_write - counts.cache_write_1h
     if counts.cache_write_1h:
         kinds["cache_write_1h_tokens"] = counts.cache_write_1h
-    if counts.web_searches:
-        kinds["web_searches"] = counts.web_searches
     return kinds
 
 
@@ -353,7 +353,7 @@ def _read_tier(usage: Mapping[str, Any], body: Reported) -> str | None:
         _field(_field(body, "serviceTier"), "type"),
     ):
         if isinstance(value, str) and value.lower() not in _STANDARD_TIERS:
-            return value.lower()
+            return value.lower().removeprefix("on_demand_")  # Google: ON_DEMAND_FLEX
     return None
 
 
@@ -370,7 +370,7 @@ def _fits_messages(usage: Mapping[str, Any]) -> bool:
 def _count_messages(usage: Mapping[str, Any]) -> _Counts:
     """`input_tokens` excludes the cache; a compaction's tokens are in no total (Anthropic SDK)."""
     counts = _count_iteration(usage)
-    for iteration in _iterations(usage):
+    for iteration in _entries(usage, "iterations"):
         if iteration.get("type") == "compaction":
             summed = map(sum, zip(counts, _count_iteration(iteration), strict=True))
             counts = _check(_Counts(*summed))
@@ -401,22 +401,13 @@ def _count_iteration(usage: Mapping[str, Any]) -> _Counts:
 def _advisor_iterations(usage: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """Work of a second model, which the totals leave out (seen on a recorded response)."""
     found = []
-    for iteration in _iterations(usage):
+    for iteration in _entries(usage, "iterations"):
         if iteration.get("type") == "advisor_message":
             model = _text(iteration.get("model"))
             if model is None:
                 raise UsageMalformedError("an advisor's usage names no model")
             found.append((model, iteration))
     return found
-
-
-def _iterations(usage: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    iterations = usage.get("iterations") or ()
-    if not isinstance(iterations, list | tuple):
-        raise UsageMalformedError("iterations is not a list")
-    if not all(isinstance(iteration, Mapping) for iteration in iterations):
-        raise UsageMalformedError("an iteration is not an object")
-    return iterations
 
 
 # OpenAI: Chat Completions and embeddings, Responses; and all who speak as it does
@@ -536,7 +527,7 @@ _GEMINI_PARTS = (
 def _part_gemini(usage: Mapping[str, Any]) -> dict[str, int]:
     parts = {"input_tool_tokens": _count(usage, "toolUsePromptTokenCount")}
     for field, pattern in _GEMINI_PARTS:
-        for entry in usage.get(field) or ():
+        for entry in _entries(usage, field):
             modality = _MODALITIES.get(entry.get("modality"))
             if modality is not None:
                 name = pattern.format(modality)
@@ -563,7 +554,7 @@ def _count_converse(usage: Mapping[str, Any]) -> _Counts:
             cache_write=write,
             cache_write_1h=sum(
                 _count(entry, "inputTokens")
-                for entry in usage.get("cacheDetails") or ()
+                for entry in _entries(usage, "cacheDetails")
                 if entry.get("ttl") == "1h"
             ),
         )
@@ -612,9 +603,9 @@ def _milliseconds(seconds: object) -> int:
     """Seconds as JSON gives them, to whole milliseconds, half up."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise UsageMalformedError(f"predict_time is not a number: {type(seconds).__name__}")
-    exact = Decimal(str(seconds)) * 1000
+    exact = Decimal(seconds if isinstance(seconds, int) else str(seconds)) * 1000
     if not exact.is_finite() or not 0 <= exact <= MAX_COUNT:
-        raise UsageMalformedError(f"predict_time out of bounds: {seconds}")
+        raise UsageMalformedError("predict_time is out of bounds")
     return int(exact.to_integral_value(ROUND_HALF_UP))
 
 
@@ -656,6 +647,15 @@ def _mapping(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise UsageMalformedError(f"{name} is not an object")
     return value
+
+
+def _entries(usage: Mapping[str, Any], name: str) -> Sequence[Mapping[str, Any]]:
+    entries = usage.get(name) or ()
+    if not isinstance(entries, list | tuple):
+        raise UsageMalformedError(f"{name} is not a list")
+    if not all(isinstance(entry, Mapping) for entry in entries):
+        raise UsageMalformedError(f"{name} holds what is not an object")
+    return entries
 
 
 def _text(value: object) -> str | None:
