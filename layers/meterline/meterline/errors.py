@@ -51,3 +51,7 @@ class RejectedEventError(MeterlineError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class SupersededError(MeterlineError):
+    """Another run saved its state in between: what we were about to save is stale."""

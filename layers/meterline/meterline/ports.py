@@ -8,13 +8,21 @@ from enum import Enum, auto
 from typing import Protocol
 
 from meterline.domain.emission import (
+    BatchDue,
     Billability,
     BillableUsage,
     BillingLimits,
+    EmissionBatch,
+    EmissionDue,
+    HourDue,
     HourTotal,
+    Problem,
     SendOutcome,
 )
+from meterline.domain.projection import Checkpoint, TotalsStep
+from meterline.domain.sending import BatchSending, HourSending
 from meterline.domain.usage import LedgerEntry
+from meterline.errors import MeterlineError
 
 
 class Recorded(Enum):
@@ -41,6 +49,37 @@ class Customers(Protocol):
 
     def known(self, customers: Iterable[str]) -> set[str]:
         """Those of `customers` that exist."""
+        ...
+
+
+class CheckpointMovedError(MeterlineError):
+    """The shard's checkpoint is not where it was expected: nothing of the step was counted."""
+
+
+class Totals(Protocol):
+    """The counters that are derived from the ledger, and how far they are."""
+
+    def checkpoint(self, shard: str) -> Checkpoint:
+        """How far the shard is counted, read strongly consistently."""
+        ...
+
+    def apply(self, shard: str, expected: Checkpoint, step: TotalsStep) -> Checkpoint:
+        """Count a step and move the checkpoint, all or nothing; the new checkpoint.
+
+        Raises `CheckpointMovedError` when the checkpoint is no longer `expected`.
+        """
+        ...
+
+    def clear_pending(self, shard: str, checkpoint: Checkpoint) -> None:
+        """Forget the hand-overs of `checkpoint`, unless it has moved since."""
+        ...
+
+
+class EmissionQueue(Protocol):
+    """The way to the emitter: in order per customer and meter, at least once."""
+
+    def send(self, dues: Sequence[EmissionDue]) -> None:
+        """Hand over; returns only when the queue has all of them."""
         ...
 
 
@@ -74,4 +113,56 @@ class HourTotals(Protocol):
 
     def hour_total(self, customer: str, meter: str, hour: datetime) -> HourTotal:
         """What the hour that starts at `hour` (UTC) holds, read strongly consistently."""
+        ...
+
+
+class EmissionStore(Protocol):
+    """What is to be sent, how far sending got, and what could not be billed.
+
+    A save raises `SupersededError` when another run saved in between: its state is stale. The
+    problems that it opens are written together with it, or not at all.
+    """
+
+    def load_batch(self, due: BatchDue) -> tuple[EmissionBatch | None, BatchSending | None]:
+        """The batch and how far its sending got; None for what is not there."""
+        ...
+
+    def save_batch(
+        self, due: BatchDue, sending: BatchSending, *, opened: Sequence[Problem], now: datetime
+    ) -> BatchSending:
+        """Write how far it got, and at most 90 problems; the same with its new version."""
+        ...
+
+    def expire_batch(self, due: BatchDue, now: datetime) -> None:
+        """The batch is settled: let it go after the time for which evidence is kept."""
+        ...
+
+    def load_hour(self, due: HourDue) -> HourSending:
+        """How far the hour's sending got; a fresh one if it never began."""
+        ...
+
+    def save_hour(
+        self, due: HourDue, sending: HourSending, *, opened: Sequence[Problem], now: datetime
+    ) -> HourSending:
+        """Write how far it got; the same with its new version."""
+        ...
+
+    def resolve_problem(self, due: EmissionDue, identifier: str, now: datetime) -> None:
+        """The problem, if there is one, is settled: take it out of the index."""
+        ...
+
+
+class EmissionInbox(Protocol):
+    """The emitter's end of the emission queue, and its dead-letter queue."""
+
+    def delay(self, receipts: Sequence[str], delay_s: int) -> None:
+        """Hand the messages back, to be seen again after `delay_s` (at most 12 hours)."""
+        ...
+
+    def park(self, due: EmissionDue, *, dedupe: str, code: str, message: str) -> None:
+        """Put what is due into the dead-letter queue, with its reason."""
+        ...
+
+    def park_unreadable(self, body: str, *, group: str, dedupe: str) -> None:
+        """Put a message that nobody can read into the dead-letter queue as it is."""
         ...

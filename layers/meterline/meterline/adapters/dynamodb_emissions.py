@@ -10,15 +10,31 @@ it is open. Values are DynamoDB's own JSON, where bytes are base64 text.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from datetime import UTC, datetime
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from meterline.adapters.dynamodb_wire import Item
-from meterline.domain.emission import EmissionBatch, EmissionEntry
+from meterline.adapters.dynamodb_wire import DynamoWire, Item, TransactionCanceledError
+from meterline.domain.emission import (
+    BatchDue,
+    EmissionBatch,
+    EmissionDue,
+    EmissionEntry,
+    HourDue,
+    Problem,
+)
+from meterline.domain.sending import Attempt, BatchSending, HourSending, Intent
+from meterline.errors import StorageError, StorageUnavailableError, SupersededError
 
 MAX_ENTRIES = 500
 """Entries in one batch: at most 15 kB packed, and about 40 s of serial calls to Stripe."""
 
+KEPT_FOR = timedelta(days=400)
+"""How long the record of what was sent is kept, once nothing about it is open."""
+
+_CONDITION_FAILED = "ConditionalCheckFailedException"
 _PREFIX = "ml_"
 _IDENTIFIER_BYTES = 20
 _AT_BYTES = 5
@@ -77,3 +93,254 @@ def unpack_entries(packed: bytes) -> list[EmissionEntry]:
         )
         position = value_end
     return entries
+
+
+class DynamoEmissions:
+    """The `emissions` table as the emitter's store; raises StorageUnavailableError, StorageError."""
+
+    def __init__(self, wire: DynamoWire, table: str) -> None:
+        self._wire = wire
+        self._table = table
+
+    def load_batch(self, due: BatchDue) -> tuple[EmissionBatch | None, BatchSending | None]:
+        """The batch and how far its sending got, in one strongly consistent read."""
+        batch_key, send_key = _key(due, f"batch#{due.batch}"), _key(due, f"send#{due.batch}")
+        found = self._get_all([batch_key, send_key])
+        item = found.get(f"batch#{due.batch}")
+        batch = None
+        if item is not None:
+            entries = unpack_entries(base64.b64decode(item["entries"]["B"]))
+            batch = EmissionBatch(due.customer, due.meter, due.batch, entries)
+        sending = found.get(f"send#{due.batch}")
+        return batch, None if sending is None else _read_batch_sending(sending)
+
+    def save_batch(
+        self, due: BatchDue, sending: BatchSending, *, opened: Sequence[Problem], now: datetime
+    ) -> BatchSending:
+        """Write the state if its version is still the one that was read, and the problems."""
+        saved = replace(sending, version=sending.version + 1)
+        item = _key(due, f"send#{due.batch}") | _write_batch_sending(saved)
+        if saved.done and not saved.has_open_problems:
+            item["expires_at"] = _expiry(now)
+        self._save(due, item, sending.version, opened, now)
+        return saved
+
+    def expire_batch(self, due: BatchDue, now: datetime) -> None:
+        """Set the batch's time to live."""
+        self._update_existing(
+            _key(due, f"batch#{due.batch}"), "SET expires_at = :at", {":at": _expiry(now)}
+        )
+
+    def load_hour(self, due: HourDue) -> HourSending:
+        """How far the hour's sending got, in one strongly consistent read."""
+        item = self._get_all([_key(due, _hour_sk(due))]).get(_hour_sk(due))
+        return HourSending() if item is None else _read_hour_sending(item)
+
+    def save_hour(
+        self, due: HourDue, sending: HourSending, *, opened: Sequence[Problem], now: datetime
+    ) -> HourSending:
+        """Write the state if its version is still the one that was read, and the problems."""
+        saved = replace(sending, version=sending.version + 1)
+        item = _key(due, _hour_sk(due)) | _write_hour_sending(saved)
+        if saved.attempt is None and saved.resend_at_s() is None and saved.lapse is None:
+            item["expires_at"] = _expiry(now)
+        self._save(due, item, sending.version, opened, now)
+        return saved
+
+    def resolve_problem(self, due: EmissionDue, identifier: str, now: datetime) -> None:
+        """Take the problem out of the index `by_problem`; the item stays as the record of it."""
+        self._update_existing(
+            _key(due, f"problem#{identifier}"),
+            "SET resolved_at = :now, expires_at = :expiry REMOVE problem",
+            {":now": {"S": _iso(now)}, ":expiry": _expiry(now)},
+        )
+
+    def _get_all(self, keys: Sequence[Item]) -> dict[str, Item]:
+        request: dict[str, Any] = {self._table: {"Keys": keys, "ConsistentRead": True}}
+        found: dict[str, Item] = {}
+        for _ in range(5):
+            answer = self._wire.call("BatchGetItem", {"RequestItems": request})
+            for item in answer["Responses"].get(self._table, ()):
+                found[item["sk"]["S"]] = item
+            request = answer.get("UnprocessedKeys") or {}
+            if not request:
+                return found
+        raise StorageUnavailableError("BatchGetItem: keys left unprocessed")
+
+    def _save(
+        self,
+        due: EmissionDue,
+        item: Item,
+        expected_version: int,
+        opened: Sequence[Problem],
+        now: datetime,
+    ) -> None:
+        # The token tells our own write, whose answer was lost, from somebody else's.
+        token = uuid.uuid4().hex
+        put: dict[str, Any] = {
+            "TableName": self._table,
+            "Item": item | {"saved_by": {"S": token}},
+        }
+        if expected_version:
+            put["ConditionExpression"] = "version = :expected"
+            put["ExpressionAttributeValues"] = {":expected": {"N": str(expected_version)}}
+        else:
+            put["ConditionExpression"] = "attribute_not_exists(pk)"
+        try:
+            if opened:
+                self._wire.call(
+                    "TransactWriteItems",
+                    {
+                        "ClientRequestToken": token,
+                        "TransactItems": [
+                            {"Put": put},
+                            *({"Update": self._open_problem(due, p, now)} for p in opened),
+                        ],
+                    },
+                )
+            else:
+                self._wire.call("PutItem", put)
+        except TransactionCanceledError as error:
+            if error.is_conflict:
+                raise StorageUnavailableError(str(error)) from error
+            self._check_superseded(item, token, error)
+        except StorageError as error:
+            if error.code != _CONDITION_FAILED:
+                raise
+            self._check_superseded(item, token, error)
+
+    def _check_superseded(self, item: Item, token: str, error: StorageError) -> None:
+        key = {"pk": item["pk"], "sk": item["sk"]}
+        stored = self._get_all([key]).get(item["sk"]["S"], {})
+        if stored.get("saved_by", {}).get("S") != token:
+            raise SupersededError(f"{item['pk']['S']} {item['sk']['S']}") from error
+
+    def _open_problem(self, due: EmissionDue, problem: Problem, now: datetime) -> dict[str, Any]:
+        source = due.batch if isinstance(due, BatchDue) else _hour_sk(due)
+        return {
+            "TableName": self._table,
+            "Key": _key(due, f"problem#{problem.identifier}"),
+            "UpdateExpression": (
+                "SET problem = :kind, code = :code, message = :message, at_s = :at_s, #at = :at, "
+                "sub_units = :sub_units, identifier = :identifier, customer = :customer, "
+                "meter = :meter, #source = :source, last_seen = :now, "
+                "first_seen = if_not_exists(first_seen, :now) REMOVE resolved_at, expires_at"
+            ),
+            "ExpressionAttributeNames": {"#at": "at", "#source": "source"},
+            "ExpressionAttributeValues": {
+                ":kind": {"S": str(problem.kind)},
+                ":code": {"S": problem.code},
+                ":message": {"S": problem.message},
+                ":at_s": {"N": str(problem.at_s)},
+                ":at": {"S": _iso(datetime.fromtimestamp(problem.at_s, UTC))},
+                # As text: DynamoDB's numbers end at 38 digits.
+                ":sub_units": {"S": str(problem.sub_units)},
+                ":identifier": {"S": problem.identifier},
+                ":customer": {"S": due.customer},
+                ":meter": {"S": due.meter},
+                ":source": {"S": source},
+                ":now": {"S": _iso(now)},
+            },
+        }
+
+    def _update_existing(self, key: Item, expression: str, values: Mapping[str, Any]) -> None:
+        try:
+            self._wire.call(
+                "UpdateItem",
+                {
+                    "TableName": self._table,
+                    "Key": key,
+                    "UpdateExpression": expression,
+                    "ConditionExpression": "attribute_exists(pk)",
+                    "ExpressionAttributeValues": dict(values),
+                },
+            )
+        except StorageError as error:
+            if error.code != _CONDITION_FAILED:
+                raise
+
+
+def _key(due: EmissionDue, sort_key: str) -> Item:
+    return {"pk": {"S": partition_key(due.customer, due.meter)}, "sk": {"S": sort_key}}
+
+
+def _hour_sk(due: HourDue) -> str:
+    return f"hour#{due.hour.astimezone(UTC):%Y-%m-%dT%H}"
+
+
+def _iso(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _expiry(now: datetime) -> dict[str, str]:
+    return {"N": str(int((now + KEPT_FOR).timestamp()))}
+
+
+def _write_pairs(pairs: Mapping[int, int]) -> dict[str, str]:
+    return {"S": ",".join(f"{key}:{value}" for key, value in pairs.items())}
+
+
+def _read_pairs(value: Mapping[str, str]) -> dict[int, int]:
+    pairs = (pair.split(":") for pair in value["S"].split(",") if pair)
+    return {int(key): int(number) for key, number in pairs}
+
+
+def _write_batch_sending(sending: BatchSending) -> Item:
+    item: Item = {
+        "version": {"N": str(sending.version)},
+        "progress": {"S": sending.progress},
+        "unanswered": _write_pairs(sending.unanswered),
+        "parks": {"N": str(sending.parks)},
+        "done": {"BOOL": sending.done},
+    }
+    if sending.intent is not None:
+        intent = sending.intent
+        item["intent"] = {"S": f"{intent.start}:{intent.end}:{intent.at_s}"}
+    return item
+
+
+def _read_batch_sending(item: Item) -> BatchSending:
+    intent = None
+    if "intent" in item:
+        intent = Intent(*(int(part) for part in item["intent"]["S"].split(":")))
+    return BatchSending(
+        progress=item["progress"]["S"],
+        version=int(item["version"]["N"]),
+        unanswered=_read_pairs(item["unanswered"]),
+        intent=intent,
+        parks=int(item["parks"]["N"]),
+        done=item["done"]["BOOL"],
+    )
+
+
+def _write_hour_sending(sending: HourSending) -> Item:
+    item: Item = {
+        "version": {"N": str(sending.version)},
+        "sequence": {"N": str(sending.sequence)},
+        "event_at_s": {"N": str(sending.event_at_s)},
+        "strays": _write_pairs(sending.strays),
+        "parks": {"N": str(sending.parks)},
+    }
+    if sending.sent_sub_units is not None:
+        item["sent_sub_units"] = {"S": str(sending.sent_sub_units)}
+    if sending.attempt is not None:
+        item["attempt"] = {"S": f"{sending.attempt.sub_units}:{sending.attempt.at_s}"}
+    if sending.lapse is not None:
+        item["lapse"] = {"S": sending.lapse}
+    return item
+
+
+def _read_hour_sending(item: Item) -> HourSending:
+    attempt = None
+    if "attempt" in item:
+        attempt = Attempt(*(int(part) for part in item["attempt"]["S"].split(":")))
+    return HourSending(
+        version=int(item["version"]["N"]),
+        sequence=int(item["sequence"]["N"]),
+        sent_sub_units=int(item["sent_sub_units"]["S"]) if "sent_sub_units" in item else None,
+        event_at_s=int(item["event_at_s"]["N"]),
+        attempt=attempt,
+        strays=_read_pairs(item["strays"]),
+        lapse=item["lapse"]["S"] if "lapse" in item else None,
+        parks=int(item["parks"]["N"]),
+    )
