@@ -1,0 +1,101 @@
+"""Turn the ledger's stream into totals, exactly once, and hand what must be billed to emission.
+
+A batch of stream records comes at least once. Each step counts its events in one transaction
+with the shard's checkpoint, so records at or below the checkpoint are skipped. What a step owes
+the emitter is kept at the checkpoint until the queue has taken it; a crash in between sends it
+again, which is harmless, since an event is in exactly one batch and a batch is sent once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from zlib import crc32
+
+from meterline.domain.meters import Meter
+from meterline.domain.projection import Checkpoint, ProjectedEvent, TotalsStep, plan_steps
+from meterline.errors import StorageUnavailableError
+from meterline.ports import CheckpointMovedError, EmissionQueue, Totals
+
+_MAX_LOST_RACES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """What one batch of records came to."""
+
+    counted: int = 0
+    skipped: int = 0
+    """Events that another delivery had counted."""
+    handed_over: int = 0
+    """Messages to the emitter."""
+
+
+class ProjectUsage:
+    """The job of the ledger's stream."""
+
+    def __init__(
+        self,
+        totals: Totals,
+        queue: EmissionQueue,
+        meters: Mapping[str, Meter],
+        *,
+        max_items: int,
+        max_entries: int,
+    ) -> None:
+        self._totals = totals
+        self._queue = queue
+        self._meters = meters
+        self._max_items = max_items
+        self._max_entries = max_entries
+
+    def __call__(self, shard: str, events: Sequence[ProjectedEvent]) -> Projection:
+        """Count one shard's events, which must be in the shard's order.
+
+        Raises `StorageUnavailableError` when it got only part of the way; the same records must
+        then be delivered again, as a stream does.
+        """
+        counted = handed_over = 0
+        for _ in range(_MAX_LOST_RACES):
+            checkpoint = self._totals.checkpoint(shard)
+            handed_over += self._hand_over(checkpoint)
+            fresh = [
+                event
+                for event in events
+                if checkpoint.through is None or event.sequence > checkpoint.through
+            ]
+            try:
+                for step in plan_steps(
+                    fresh,
+                    self._meters,
+                    partial(_name_step, shard),
+                    max_items=self._max_items,
+                    max_entries=self._max_entries,
+                ):
+                    checkpoint = self._totals.apply(shard, checkpoint, step)
+                    counted += _count_events(step)
+                    handed_over += self._hand_over(checkpoint)
+            except CheckpointMovedError:
+                # Another delivery of these records was faster, or the answer to our own
+                # transaction was lost. The checkpoint knows which.
+                continue
+            if checkpoint.pending:
+                self._totals.clear_pending(shard, checkpoint)
+            return Projection(counted, len(events) - counted, handed_over)
+        raise StorageUnavailableError(f"the checkpoint of {shard} never stood still")
+
+    def _hand_over(self, checkpoint: Checkpoint) -> int:
+        if not checkpoint.pending:
+            return 0
+        dues = list(checkpoint.pending.dues())
+        self._queue.send(dues)
+        return len(dues)
+
+
+def _name_step(shard: str, first_sequence: int) -> str:
+    return f"{first_sequence:x}-{crc32(shard.encode()):08x}"
+
+
+def _count_events(step: TotalsStep) -> int:
+    return sum(increment.events for hours in step.days.values() for increment in hours.values())
