@@ -528,7 +528,7 @@ def _part_gemini(usage: Mapping[str, Any]) -> dict[str, int]:
     parts = {"input_tool_tokens": _count(usage, "toolUsePromptTokenCount")}
     for field, pattern in _GEMINI_PARTS:
         for entry in _entries(usage, field):
-            modality = _MODALITIES.get(entry.get("modality"))
+            modality = _MODALITIES.get(str(entry.get("modality")))
             if modality is not None:
                 name = pattern.format(modality)
                 parts[name] = parts.get(name, 0) + _count(entry, "tokenCount")

@@ -332,7 +332,7 @@ def test_a_count_that_is_no_whole_number_within_bounds_is_refused(
         read_usage(provider, with_usage(body, **{name: value}))
 
 
-@pytest.mark.parametrize("value", [-0.1, True, "2.5", float("nan"), float("inf"), 1e30, 10**5000])
+@pytest.mark.parametrize("value", [-0.1, True, "2.5", float("nan"), float("inf"), 1e30, 10**400])
 def test_a_time_that_is_no_time_is_refused(value: object) -> None:
     with pytest.raises(UsageMalformedError):
         read_usage("replicate", with_metrics(predict_time=value))
