@@ -1,0 +1,235 @@
+"""Addresses of their own for what the emulator tells apart by the `Host` header alone.
+
+`python -m infra.local.emulator_gateway --upstream-port N --host NAME` listens on a port of
+127.0.0.1, prints it as its first line, and hands every request on with that `Host` header. A body
+is taken in whole first, up to API Gateway's 10 MB, as API Gateway does. At most `--calls` requests
+are handed on at once, the rest wait: the emulator starts a process for each call in flight, where
+AWS would have room.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass
+
+from infra.local.emulator_process import end_with_owner
+
+BODY_LIMIT_BYTES = 10 * 1024 * 1024
+_HEAD_LIMIT_BYTES = 65_536
+_LOG = logging.getLogger(__name__)
+
+
+class MalformedMessage(Exception):
+    """What came in is no HTTP/1.1 message."""
+
+
+class BodyTooLarge(Exception):
+    """The body is over API Gateway's limit for a payload, 10 MB (API Gateway quotas, HTTP API)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The first line and the header lines of a message, with their framing read."""
+
+    lines: tuple[bytes, ...]
+    length_bytes: int | None
+    chunked: bool
+    closing: bool
+    waits_for_continue: bool
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Head:
+        """Read a head, its empty line included. Raises MalformedMessage."""
+        lines = tuple(raw[:-4].split(b"\r\n"))
+        length: int | None = None
+        chunked = closing = waits = False
+        for line in lines[1:]:
+            name, colon, value = line.partition(b":")
+            if not colon:
+                raise MalformedMessage(line)
+            key, value = name.lower(), value.strip().lower()
+            if key == b"content-length":
+                if not value.isdigit():
+                    raise MalformedMessage(line)
+                length = int(value)
+            elif key == b"transfer-encoding":
+                chunked = value.endswith(b"chunked")
+            elif key == b"connection":
+                closing = value == b"close"
+            elif key == b"expect":
+                waits = value == b"100-continue"
+        return cls(lines, length, chunked, closing, waits)
+
+    def addressed_to(self, host: bytes, length_bytes: int) -> bytes:
+        """The same head for another `Host`, before a body of `length_bytes`, the connection's last."""
+        kept = self._lines_without(
+            b"host", b"expect", b"content-length", b"transfer-encoding", b"connection"
+        )
+        kept.append(b"Connection: close")
+        if length_bytes or self.length_bytes is not None:
+            kept.append(b"Content-Length: %d" % length_bytes)
+        return b"\r\n".join((self.lines[0], b"Host: " + host, *kept)) + b"\r\n\r\n"
+
+    def kept_open(self) -> bytes:
+        """The same head without `Connection`, for a connection that stays."""
+        return b"\r\n".join((self.lines[0], *self._lines_without(b"connection"))) + b"\r\n\r\n"
+
+    def _lines_without(self, *names: bytes) -> list[bytes]:
+        return [line for line in self.lines[1:] if line.partition(b":")[0].lower() not in names]
+
+    @property
+    def method(self) -> bytes:
+        """Of a request: its method."""
+        return self.lines[0].split(b" ", 1)[0]
+
+    @property
+    def status(self) -> int:
+        """Of a response: its status. Raises MalformedMessage."""
+        parts = self.lines[0].split(b" ", 2)
+        if len(parts) < 2 or not parts[1].isdigit():
+            raise MalformedMessage(self.lines[0])
+        return int(parts[1])
+
+
+async def _read_head(reader: asyncio.StreamReader) -> bytes | None:
+    try:
+        return await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError as error:
+        if error.partial:
+            raise MalformedMessage(error.partial[:80]) from error
+        return None
+    except asyncio.LimitOverrunError as error:
+        raise MalformedMessage(f"a head of more than {_HEAD_LIMIT_BYTES} bytes") from error
+
+
+async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
+    body = bytearray()
+    while True:
+        line = await reader.readuntil(b"\r\n")
+        try:
+            size = int(line.split(b";", 1)[0], 16)
+        except ValueError as error:
+            raise MalformedMessage(line) from error
+        if size == 0:
+            while await reader.readuntil(b"\r\n") != b"\r\n":
+                continue
+            return bytes(body)
+        if len(body) + size > BODY_LIMIT_BYTES:
+            raise BodyTooLarge
+        body += (await reader.readexactly(size + 2))[:-2]
+
+
+async def _read_request_body(request: Head, reader: asyncio.StreamReader) -> bytes:
+    if request.chunked:
+        return await _read_chunks(reader)
+    if (request.length_bytes or 0) > BODY_LIMIT_BYTES:
+        raise BodyTooLarge
+    return await reader.readexactly(request.length_bytes or 0)
+
+
+def _answer(status_line: bytes, message: bytes) -> bytes:
+    body = b'{"message":"%s"}' % message
+    return (
+        b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
+        b"Connection: close\r\n\r\n%s" % (status_line, len(body), body)
+    )
+
+
+class Gateway:
+    """Hands requests on to 127.0.0.1:`upstream_port`, under the name `host`."""
+
+    def __init__(self, upstream_port: int, host: str, calls: int) -> None:
+        self._upstream_port = upstream_port
+        self._host = host.encode("ascii")
+        self._room = asyncio.Semaphore(calls)
+
+    async def serve_connection(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """One client's connection: its requests, one after another."""
+        try:
+            closing = False
+            while not closing and (raw := await _read_head(reader)):
+                request = Head.parse(raw)
+                if request.waits_for_continue:
+                    writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                body = await _read_request_body(request, reader)
+                async with self._room:
+                    closing = await self._hand_on(request, body, writer) or request.closing
+        except BodyTooLarge:
+            writer.write(_answer(b"413 Request Entity Too Large", b"Request Entity Too Large"))
+        except (MalformedMessage, asyncio.LimitOverrunError) as error:
+            _LOG.warning("refused: %s", error)
+            writer.write(_answer(b"400 Bad Request", b"Bad Request"))
+        except (ConnectionError, asyncio.IncompleteReadError) as error:
+            _LOG.info("a connection ended early: %r", error)
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def _hand_on(self, request: Head, body: bytes, writer: asyncio.StreamWriter) -> bool:
+        """Hand one request on and its answer back; true when the connection must end with it."""
+        try:
+            from_upstream, to_upstream = await asyncio.open_connection(
+                "127.0.0.1", self._upstream_port, limit=_HEAD_LIMIT_BYTES
+            )
+        except ConnectionRefusedError:
+            writer.write(_answer(b"502 Bad Gateway", b"Bad Gateway"))
+            return True
+        try:
+            to_upstream.write(request.addressed_to(self._host, len(body)) + body)
+            await to_upstream.drain()
+            status = 100
+            while status < 200:
+                raw = await _read_head(from_upstream)
+                if raw is None:
+                    writer.write(_answer(b"502 Bad Gateway", b"Bad Gateway"))
+                    return True
+                response = Head.parse(raw)
+                status = response.status
+            if request.method == b"HEAD" or status in (204, 304):
+                writer.write(response.kept_open())
+            elif response.length_bytes is not None:
+                body = await from_upstream.readexactly(response.length_bytes)
+                writer.write(response.kept_open() + body)
+            else:
+                # Ended by its chunks or by the connection's end: the client sees the same.
+                writer.write(raw)
+                while piece := await from_upstream.read(_HEAD_LIMIT_BYTES):
+                    writer.write(piece)
+                    await writer.drain()
+                return True
+            await writer.drain()
+            return False
+        finally:
+            to_upstream.close()
+
+
+async def _serve(upstream_port: int, host: str, calls: int) -> None:
+    gateway = Gateway(upstream_port, host, calls)
+    server = await asyncio.start_server(
+        gateway.serve_connection, "127.0.0.1", 0, limit=_HEAD_LIMIT_BYTES, backlog=512
+    )
+    print(server.sockets[0].getsockname()[1], flush=True)
+    async with server:
+        await server.serve_forever()
+
+
+def main() -> None:
+    """Serve until standard input closes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--upstream-port", type=int, required=True)
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--calls", type=int, default=16)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    end_with_owner()
+    asyncio.run(_serve(arguments.upstream_port, arguments.host, arguments.calls))
+
+
+if __name__ == "__main__":
+    main()
