@@ -22,11 +22,11 @@ _HEAD_LIMIT_BYTES = 65_536
 _LOG = logging.getLogger(__name__)
 
 
-class MalformedMessage(Exception):
+class MalformedMessageError(Exception):
     """What came in is no HTTP/1.1 message."""
 
 
-class BodyTooLarge(Exception):
+class BodyTooLargeError(Exception):
     """The body is over API Gateway's limit for a payload, 10 MB (API Gateway quotas, HTTP API)."""
 
 
@@ -42,18 +42,18 @@ class Head:
 
     @classmethod
     def parse(cls, raw: bytes) -> Head:
-        """Read a head, its empty line included. Raises MalformedMessage."""
+        """Read a head, its empty line included. Raises MalformedMessageError."""
         lines = tuple(raw[:-4].split(b"\r\n"))
         length: int | None = None
         chunked = closing = waits = False
         for line in lines[1:]:
             name, colon, value = line.partition(b":")
             if not colon:
-                raise MalformedMessage(line)
+                raise MalformedMessageError(line)
             key, value = name.lower(), value.strip().lower()
             if key == b"content-length":
                 if not value.isdigit():
-                    raise MalformedMessage(line)
+                    raise MalformedMessageError(line)
                 length = int(value)
             elif key == b"transfer-encoding":
                 chunked = value.endswith(b"chunked")
@@ -64,7 +64,7 @@ class Head:
         return cls(lines, length, chunked, closing, waits)
 
     def addressed_to(self, host: bytes, length_bytes: int) -> bytes:
-        """The same head for another `Host`, before a body of `length_bytes`, the connection's last."""
+        """The same head for another `Host`, before a body of `length_bytes`; then it is over."""
         kept = self._lines_without(
             b"host", b"expect", b"content-length", b"transfer-encoding", b"connection"
         )
@@ -87,10 +87,10 @@ class Head:
 
     @property
     def status(self) -> int:
-        """Of a response: its status. Raises MalformedMessage."""
+        """Of a response: its status. Raises MalformedMessageError."""
         parts = self.lines[0].split(b" ", 2)
         if len(parts) < 2 or not parts[1].isdigit():
-            raise MalformedMessage(self.lines[0])
+            raise MalformedMessageError(self.lines[0])
         return int(parts[1])
 
 
@@ -99,10 +99,10 @@ async def _read_head(reader: asyncio.StreamReader) -> bytes | None:
         return await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError as error:
         if error.partial:
-            raise MalformedMessage(error.partial[:80]) from error
+            raise MalformedMessageError(error.partial[:80]) from error
         return None
     except asyncio.LimitOverrunError as error:
-        raise MalformedMessage(f"a head of more than {_HEAD_LIMIT_BYTES} bytes") from error
+        raise MalformedMessageError(f"a head of more than {_HEAD_LIMIT_BYTES} bytes") from error
 
 
 async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
@@ -112,13 +112,13 @@ async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
         try:
             size = int(line.split(b";", 1)[0], 16)
         except ValueError as error:
-            raise MalformedMessage(line) from error
+            raise MalformedMessageError(line) from error
         if size == 0:
             while await reader.readuntil(b"\r\n") != b"\r\n":
                 continue
             return bytes(body)
         if len(body) + size > BODY_LIMIT_BYTES:
-            raise BodyTooLarge
+            raise BodyTooLargeError
         body += (await reader.readexactly(size + 2))[:-2]
 
 
@@ -126,7 +126,7 @@ async def _read_request_body(request: Head, reader: asyncio.StreamReader) -> byt
     if request.chunked:
         return await _read_chunks(reader)
     if (request.length_bytes or 0) > BODY_LIMIT_BYTES:
-        raise BodyTooLarge
+        raise BodyTooLargeError
     return await reader.readexactly(request.length_bytes or 0)
 
 
@@ -159,9 +159,9 @@ class Gateway:
                 body = await _read_request_body(request, reader)
                 async with self._room:
                     closing = await self._hand_on(request, body, writer) or request.closing
-        except BodyTooLarge:
+        except BodyTooLargeError:
             writer.write(_answer(b"413 Request Entity Too Large", b"Request Entity Too Large"))
-        except (MalformedMessage, asyncio.LimitOverrunError) as error:
+        except (MalformedMessageError, asyncio.LimitOverrunError) as error:
             _LOG.warning("refused: %s", error)
             writer.write(_answer(b"400 Bad Request", b"Bad Request"))
         except (ConnectionError, asyncio.IncompleteReadError) as error:
@@ -183,15 +183,14 @@ class Gateway:
         try:
             to_upstream.write(request.addressed_to(self._host, len(body)) + body)
             await to_upstream.drain()
-            status = 100
-            while status < 200:
+            raw = await _read_head(from_upstream)
+            while raw and Head.parse(raw).status < 200:
                 raw = await _read_head(from_upstream)
-                if raw is None:
-                    writer.write(_answer(b"502 Bad Gateway", b"Bad Gateway"))
-                    return True
-                response = Head.parse(raw)
-                status = response.status
-            if request.method == b"HEAD" or status in (204, 304):
+            if not raw:
+                writer.write(_answer(b"502 Bad Gateway", b"Bad Gateway"))
+                return True
+            response = Head.parse(raw)
+            if request.method == b"HEAD" or response.status in (204, 304):
                 writer.write(response.kept_open())
             elif response.length_bytes is not None:
                 body = await from_upstream.readexactly(response.length_bytes)

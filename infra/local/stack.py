@@ -1,6 +1,6 @@
 """The stack on this machine: the emulator, `sam deploy`, and addresses that work as they stand.
 
-    with LocalStack("demo", stripe_url="http://127.0.0.1:4000", stripe_key="sk_test_local") as stack:
+    with LocalStack("demo", stripe_url="http://127.0.0.1:4000") as stack:
         httpx.post(f"{stack.api_url}/v1/usage", ...)
         stack.client("dynamodb").scan(TableName=stack.outputs["EventsTable"])
 
@@ -35,6 +35,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LOCAL = REPOSITORY / ".local"
 REGION = "us-east-1"
 _BUCKET = "meterline-local"
+# The emulator's own: it takes them for its account's root.
+_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 10.0
 _KEPT_BUILDS = 3
@@ -42,7 +44,7 @@ _KEPT_BUILDS = 3
 _BUILD_INPUTS = ("template.yaml", "infra/*.yaml", "layers/**/*")
 
 
-class StackFailed(Exception):
+class StackFailedError(Exception):
     """The stack did not come up; the message ends with what its log said last."""
 
 
@@ -72,7 +74,7 @@ class LocalStack:
 
     `name` tells stacks apart in `.local/`. `stripe_url` is where functions find Stripe (empty:
     Stripe itself), `stripe_key` what they show there. `enforce_iam` makes the emulator hold every
-    function to its role. Raises StackFailed.
+    function to its role. Raises StackFailedError.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class LocalStack:
         self.stop()
 
     def start(self) -> None:
-        """Start the emulator, build and deploy. Raises StackFailed."""
+        """Start the emulator, build and deploy. Raises StackFailedError."""
         _sweep_directories()
         (self.directory / "tmp").mkdir(parents=True)
         template = self._build()
@@ -136,7 +138,9 @@ class LocalStack:
 
         if self._session is None:
             self._session = boto3.Session(
-                aws_access_key_id="test", aws_secret_access_key="test", region_name=REGION
+                aws_access_key_id=_CREDENTIALS["AWS_ACCESS_KEY_ID"],
+                aws_secret_access_key=_CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+                region_name=REGION,
             )
         return self._session.client(service, endpoint_url=self.aws_url, **settings)  # type: ignore[call-overload]
 
@@ -149,7 +153,7 @@ class LocalStack:
         assert gateway.stdout is not None
         line = gateway.stdout.readline().strip()
         if not line:
-            raise StackFailed(_last_lines(self.directory / "gateway.log"))
+            raise StackFailedError(_last_lines(self.directory / "gateway.log"))
         return f"http://127.0.0.1:{int(line)}"
 
     def environment(self) -> dict[str, str]:
@@ -157,8 +161,7 @@ class LocalStack:
         return {
             **_plain_environment(),
             "AWS_ENDPOINT_URL": self.aws_url,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
+            **_CREDENTIALS,
             "AWS_DEFAULT_REGION": REGION,
         }
 
@@ -170,7 +173,7 @@ class LocalStack:
         stdout: int | IO[bytes] | None = None,
     ) -> subprocess.Popen[bytes]:
         with (self.directory / log).open("ab") as output:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603 - our own modules
                 [sys.executable, "-m", *module],
                 cwd=REPOSITORY,
                 env=environment,
@@ -194,14 +197,14 @@ class LocalStack:
                     self.aws_url = f"http://127.0.0.1:{port}"
                     return
                 if time.monotonic() > deadline_s:
-                    raise StackFailed(_last_lines(self.directory / "emulator.log"))
+                    raise StackFailedError(_last_lines(self.directory / "emulator.log"))
                 time.sleep(0.05)
             # Somebody else may have taken the port between its choice and its use.
             self._processes.remove(emulator)
             _end(emulator)
             log = _last_lines(self.directory / "emulator.log")
             if "already in use" not in log or time.monotonic() > deadline_s:
-                raise StackFailed(log)
+                raise StackFailedError(log)
 
     def _emulator_environment(self, port: int) -> dict[str, str]:
         tmp = self.directory / "tmp"
@@ -220,8 +223,7 @@ class LocalStack:
             "S3_DATA_DIR": str(tmp / "s3"),
             "DOCKER_HOST": f"unix://{tmp}/no-docker.sock",
             "LOG_LEVEL": "INFO",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
+            **_CREDENTIALS,
             "AWS_DEFAULT_REGION": REGION,
             "AWS_EXECUTION_ENV": "AWS_Lambda_python3.13",
             "TZ": "UTC",
@@ -258,11 +260,11 @@ class LocalStack:
                 "LAYER_PYTHON": sys.executable,
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             }
+            cache = builds / f"cache-{sys.implementation.cache_tag}"
             # Built where it stays: the built template names the functions' folders relatively.
             self._run_sam(
-                ["build", "--config-env", "local", "--build-dir", str(built.parent)]
-                + ["--cache-dir", str(builds / f"cache-{sys.implementation.cache_tag}")],
-                "build.log",
+                "build",
+                {"--build-dir": built.parent, "--cache-dir": cache},
                 environment,
             )
             _remove_old_builds(builds)
@@ -277,20 +279,29 @@ class LocalStack:
         if self._stripe_url:
             overrides.append(f"StripeApiBase={self._stripe_url}")
         self._run_sam(
-            ["deploy", "--config-file", str(REPOSITORY / "samconfig.toml"), "--config-env", "local"]
-            + ["--template-file", str(template), "--parameter-overrides", *overrides],
-            "deploy.log",
+            "deploy",
+            {"--template-file": template, "--config-file": REPOSITORY / "samconfig.toml"},
             {**self.environment(), "SAM_CLI_POLL_DELAY": "0.2"},
+            "--parameter-overrides",
+            *overrides,
         )
         stack_name = settings["global"]["parameters"]["stack_name"]
         [stack] = self.client("cloudformation").describe_stacks(StackName=stack_name)["Stacks"]
         self.outputs = {each["OutputKey"]: each["OutputValue"] for each in stack["Outputs"]}
 
-    def _run_sam(self, arguments: list[str], log: str, environment: dict[str, str]) -> None:
+    def _run_sam(
+        self,
+        command: str,
+        options: Mapping[str, Path],
+        environment: dict[str, str],
+        *further: str,
+    ) -> None:
         sam = Path(sys.executable).parent / "sam"
-        with (self.directory / log).open("wb") as output:
-            ended = subprocess.run(
-                [str(sam), *arguments],
+        arguments = [str(each) for option in options.items() for each in option]
+        log = self.directory / f"{command}.log"
+        with log.open("wb") as output:
+            ended = subprocess.run(  # noqa: S603 - our own arguments
+                [str(sam), command, "--config-env", "local", *arguments, *further],
                 cwd=REPOSITORY,
                 env={**environment, "SAM_CLI_TELEMETRY": "0"},
                 stdin=subprocess.DEVNULL,
@@ -299,7 +310,7 @@ class LocalStack:
                 check=False,
             )
         if ended.returncode:
-            raise StackFailed(_last_lines(self.directory / log))
+            raise StackFailedError(_last_lines(log))
 
 
 def _plain_environment() -> dict[str, str]:
