@@ -1,2 +1,41 @@
-def lambda_handler(event, context):
-    return {"statusCode": 200, "body": "hello"}
+"""`/v1/customers/{id}`: create, change and show the accounts that are billed."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from aws_lambda_powertools import Logger
+from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from meterline.bootstrap import authenticate_and_manage_customers
+from meterline.domain.api_keys import Scope
+from meterline.http import answer, make_app, read_json, utc_now
+from meterline.schemas.customers import CustomerInput, read_customer_id, write_customer
+
+logger = Logger()
+app: APIGatewayHttpResolver = make_app(logger)
+authenticate, manage_customers = authenticate_and_manage_customers(os.environ)
+
+
+@app.put("/v1/customers/<customer_id>")
+def put_customer(customer_id: str) -> Response[str]:
+    """Create the customer or replace what is known of it."""
+    authenticate(app.current_event.headers.get("authorization"), Scope.ADMIN)
+    told = CustomerInput.model_validate(read_json(app.current_event))
+    customer = manage_customers.put(read_customer_id(customer_id), told, utc_now())
+    return answer(200, write_customer(customer))
+
+
+@app.get("/v1/customers/<customer_id>")
+def get_customer(customer_id: str) -> Response[str]:
+    """Show the customer."""
+    authenticate(app.current_event.headers.get("authorization"), Scope.ADMIN)
+    return answer(200, write_customer(manage_customers.get(read_customer_id(customer_id))))
+
+
+@logger.inject_lambda_context
+def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    """API Gateway's HTTP API, payload format 2.0."""
+    return app.resolve(event, context)

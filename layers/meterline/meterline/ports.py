@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum, auto
 from typing import Protocol
 
+from meterline.domain.api_keys import ApiKey
+from meterline.domain.customers import Customer
 from meterline.domain.emission import (
     BatchDue,
     Billability,
@@ -52,6 +54,28 @@ class Customers(Protocol):
         ...
 
 
+class CustomerAccounts(Protocol):
+    """Customers, one by one."""
+
+    def get_customer(self, customer: str) -> Customer | None:
+        """One customer as it is now."""
+        ...
+
+    def put_customer(
+        self, customer: str, changes: Mapping[str, str | None], now: datetime
+    ) -> Customer:
+        """Create a customer or change the named fields of one; a None takes a field away."""
+        ...
+
+
+class ApiKeys(Protocol):
+    """The API keys, by their hashes."""
+
+    def find(self, key_hash: str) -> ApiKey | None:
+        """The key with that hash, revoked or not."""
+        ...
+
+
 class CheckpointMovedError(MeterlineError):
     """The shard's checkpoint is not where it was expected: nothing of the step was counted."""
 
@@ -78,8 +102,12 @@ class Totals(Protocol):
 class EmissionQueue(Protocol):
     """The way to the emitter: in order per customer and meter, at least once."""
 
-    def send(self, dues: Sequence[EmissionDue]) -> None:
-        """Hand over; returns only when the queue has all of them."""
+    def send(self, dues: Sequence[EmissionDue], *, renewal: str) -> None:
+        """Hand over; returns only when the queue has all of them.
+
+        The queue may drop a repeated hand-over of a batch, and one of an hour with the same
+        `renewal`: that names the change which made the hour due.
+        """
         ...
 
 

@@ -14,8 +14,6 @@ from meterline.errors import InvalidRequestError, RejectedEventError
 
 MAX_EVENTS = 1_000
 """Events in one call."""
-MAX_BODY_BYTES = 4 * 1024 * 1024
-"""Bytes of one call. A function takes 6 MB as API Gateway hands them over: JSON within JSON."""
 MAX_TOKENS = 10**12
 """Tokens of one kind in one event."""
 

@@ -89,7 +89,7 @@ class ProjectUsage:
         if not checkpoint.pending:
             return 0
         dues = list(checkpoint.pending.dues())
-        self._queue.send(dues)
+        self._queue.send(dues, renewal=checkpoint.pending.id)
         return len(dues)
 
 

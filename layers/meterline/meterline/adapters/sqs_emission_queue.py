@@ -1,0 +1,96 @@
+"""The emission queue on SQS FIFO, from the side that fills it: one group per customer and meter."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from pydantic_core import to_json
+
+from meterline.adapters.dynamodb_emissions import partition_key
+from meterline.adapters.dynamodb_wire import back_off_s
+from meterline.domain.emission import BatchDue, EmissionDue
+from meterline.errors import StorageUnavailableError
+from meterline.schemas.emission import encode_due
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs import SQSClient
+    from mypy_boto3_sqs.type_defs import SendMessageBatchRequestEntryTypeDef
+
+_MESSAGES_PER_CALL = 10
+"""What SendMessageBatch takes (SQS API reference)."""
+_MAX_TRIES = 6
+
+
+class SqsEmissionQueue:
+    """Keeps `meterline.ports.EmissionQueue`."""
+
+    def __init__(self, queue_url: str, client: SQSClient | None = None) -> None:
+        self._queue_url = queue_url
+        self._client: SQSClient = client or boto3.client(
+            "sqs",
+            config=Config(
+                connect_timeout=1, read_timeout=5, retries={"mode": "standard", "max_attempts": 4}
+            ),
+        )
+
+    def send(self, dues: Sequence[EmissionDue], *, renewal: str = "") -> None:
+        """Hand over; returns only when the queue has all of them.
+
+        The same hand-over within five minutes is one message: SQS drops what repeats a
+        deduplication id. An hour's total changes with every step, so its id has the `renewal`.
+        Raises `StorageUnavailableError`.
+        """
+        for start in range(0, len(dues), _MESSAGES_PER_CALL):
+            self._send_part(dues[start : start + _MESSAGES_PER_CALL], renewal)
+
+    def _send_part(self, dues: Sequence[EmissionDue], renewal: str) -> None:
+        entries = [_entry(str(place), due, renewal) for place, due in enumerate(dues)]
+        why = ""
+        for tries in range(1, _MAX_TRIES + 1):
+            try:
+                answer = self._client.send_message_batch(QueueUrl=self._queue_url, Entries=entries)
+            except (BotoCoreError, ClientError) as error:
+                raise StorageUnavailableError(f"SQS: {error}") from error
+            failed = {told["Id"]: told for told in answer.get("Failed", [])}
+            if not failed:
+                return
+            why = next(iter(failed.values()))["Code"]
+            entries = [entry for entry in entries if entry["Id"] in failed]
+            time.sleep(back_off_s(tries))
+        raise StorageUnavailableError(f"SQS did not take {len(entries)} messages: {why}")
+
+
+def _entry(place: str, due: EmissionDue, renewal: str) -> SendMessageBatchRequestEntryTypeDef:
+    body = encode_due(due)
+    name = body if isinstance(due, BatchDue) else body + renewal
+    return {
+        "Id": place,
+        "MessageBody": body,
+        "MessageGroupId": partition_key(due.customer, due.meter),
+        "MessageDeduplicationId": sha256(name.encode()).hexdigest(),
+    }
+
+
+class SqsDeadLetters:
+    """A dead-letter queue that the function fills itself, with the reason as an attribute."""
+
+    def __init__(self, queue_url: str, client: SQSClient | None = None) -> None:
+        self._queue_url = queue_url
+        self._client: SQSClient = client or boto3.client("sqs")
+
+    def put(self, body: Mapping[str, Any], reason: str) -> None:
+        """Keep it; raises `StorageUnavailableError`."""
+        try:
+            self._client.send_message(
+                QueueUrl=self._queue_url,
+                MessageBody=to_json(body).decode(),
+                MessageAttributes={"reason": {"DataType": "String", "StringValue": reason[:1000]}},
+            )
+        except (BotoCoreError, ClientError) as error:
+            raise StorageUnavailableError(f"SQS: {error}") from error

@@ -1,0 +1,98 @@
+"""The one place where adapters meet services: what each function is made of.
+
+Every function calls its builder once, at cold start, so that a wrong environment stops it there.
+Imports are inside the builders, so that no function loads what only another one needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from meterline.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from meterline.adapters.dynamodb_stream import StreamReader
+    from meterline.services.authenticate import Authenticate
+    from meterline.services.manage_customers import ManageCustomers
+    from meterline.services.project_usage import ProjectUsage
+    from meterline.services.report_usage import ReportUsage
+
+Environment = Mapping[str, str]
+
+
+def require(environment: Environment, name: str) -> str:
+    """A variable that must be set; without a default, so that a mistake shows at once."""
+    value = environment.get(name, "")
+    if not value:
+        raise ConfigurationError(f"the environment variable {name} is not set")
+    return value
+
+
+def authenticate_and_report_usage(environment: Environment) -> tuple[Authenticate, ReportUsage]:
+    """What `report_usage` is made of."""
+    from meterline.adapters.dynamodb_accounts import DynamoAccounts
+    from meterline.adapters.dynamodb_ledger import DynamoLedger
+    from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.catalog import load_meters
+    from meterline.catalog.rate_cards import load_rate_card
+    from meterline.services.authenticate import Authenticate
+    from meterline.services.report_usage import ReportUsage
+
+    wire = DynamoWire(pool_size=16)
+    accounts = DynamoAccounts(wire, require(environment, "ACCOUNTS_TABLE"))
+    ledger = DynamoLedger(wire, require(environment, "EVENTS_TABLE"))
+    return (
+        Authenticate(accounts),
+        ReportUsage(ledger, accounts, load_meters(), load_rate_card()),
+    )
+
+
+def authenticate_and_manage_customers(
+    environment: Environment,
+) -> tuple[Authenticate, ManageCustomers]:
+    """What `manage_customers` is made of."""
+    from meterline.adapters.dynamodb_accounts import DynamoAccounts
+    from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.catalog import load_plans
+    from meterline.services.authenticate import Authenticate
+    from meterline.services.manage_customers import ManageCustomers
+
+    accounts = DynamoAccounts(DynamoWire(), require(environment, "ACCOUNTS_TABLE"))
+    return Authenticate(accounts), ManageCustomers(accounts, load_plans())
+
+
+def project_usage(environment: Environment) -> ProjectUsage:
+    """What `project_usage` is made of."""
+    from meterline.adapters.dynamodb_emissions import MAX_ENTRIES
+    from meterline.adapters.dynamodb_totals import MAX_STEP_ITEMS, DynamoTotals
+    from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.adapters.sqs_emission_queue import SqsEmissionQueue
+    from meterline.catalog import load_meters
+    from meterline.services.project_usage import ProjectUsage
+
+    totals = DynamoTotals(
+        DynamoWire(),
+        require(environment, "TOTALS_TABLE"),
+        require(environment, "EMISSIONS_TABLE"),
+    )
+    queue = SqsEmissionQueue(require(environment, "EMISSIONS_QUEUE_URL"))
+    return ProjectUsage(
+        totals, queue, load_meters(), max_items=MAX_STEP_ITEMS, max_entries=MAX_ENTRIES
+    )
+
+
+def read_stream(environment: Environment) -> StreamReader:
+    """How `project_usage` reads the ledger's stream."""
+    from meterline.adapters.dynamodb_stream import StreamReader
+    from meterline.adapters.sqs_emission_queue import SqsDeadLetters
+    from meterline.catalog import load_meters
+
+    shards = require(environment, "STREAM_SHARDS")
+    if shards not in ("many", "one"):
+        raise ConfigurationError(f"STREAM_SHARDS must be many or one, is {shards!r}")
+    return StreamReader(
+        load_meters(),
+        SqsDeadLetters(require(environment, "PROJECTION_DLQ_URL")),
+        one_shard=shards == "one",
+    )

@@ -1,0 +1,134 @@
+"""HTTP: the one place where errors become answers, and where a call is let in or turned away.
+
+Errors are `application/problem+json` (RFC 9457) with a stable `code`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from aws_lambda_powertools import Logger
+from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response
+from aws_lambda_powertools.event_handler.exceptions import NotFoundError as NoSuchRouteError
+from aws_lambda_powertools.utilities.data_classes import APIGatewayProxyEventV2
+from pydantic import ValidationError
+from pydantic_core import from_json, to_json
+
+from meterline.errors import (
+    ForbiddenError,
+    InvalidRequestError,
+    NotFoundError,
+    StorageUnavailableError,
+    UnauthenticatedError,
+)
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+"""Bytes of a body. A function takes 6 MB as API Gateway hands them over: JSON within JSON."""
+_PROBLEM_TYPE = "application/problem+json"
+_JSON_TYPES = frozenset(
+    {
+        "application/json",
+        "application/cloudevents+json",
+        "application/cloudevents-batch+json",
+    }
+)
+
+
+def answer(status: int, body: object, headers: Mapping[str, str] | None = None) -> Response[str]:
+    """A JSON answer."""
+    return Response(status, "application/json", to_json(body).decode(), headers=dict(headers or {}))
+
+
+def problem(
+    status: int,
+    code: str,
+    title: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    **members: object,
+) -> Response[str]:
+    """A problem+json answer; `members` are further facts that a program can use."""
+    body = {"type": "about:blank", "title": title, "status": status, "code": code, **members}
+    return Response(status, _PROBLEM_TYPE, to_json(body).decode(), headers=dict(headers or {}))
+
+
+def unavailable(**members: object) -> Response[str]:
+    """The answer when the storage did not decide in time: sending all of it again is safe."""
+    return problem(
+        503,
+        "storage_unavailable",
+        "The storage did not answer in time. Send the whole call again; nothing counts twice.",
+        headers={"Retry-After": "1"},
+        **members,
+    )
+
+
+def make_app(logger: Logger) -> APIGatewayHttpResolver:
+    """A router whose errors are problems."""
+    app = APIGatewayHttpResolver()
+
+    def explain_unavailable(error: StorageUnavailableError) -> Response[str]:
+        logger.warning("storage unavailable", reason=str(error))
+        return unavailable()
+
+    def explain_unexpected(_: Exception) -> Response[str]:
+        logger.exception("unexpected error")
+        return problem(500, "internal_error", "Something went wrong on our side.")
+
+    explanations: dict[type[Exception], Callable[[Any], Response[str]]] = {
+        UnauthenticatedError: lambda error: problem(
+            401, "unauthenticated", str(error), headers={"WWW-Authenticate": "Bearer"}
+        ),
+        ForbiddenError: lambda error: problem(403, "forbidden", str(error)),
+        NotFoundError: lambda error: problem(404, "not_found", str(error)),
+        NoSuchRouteError: lambda _: problem(404, "not_found", "There is nothing at this address."),
+        InvalidRequestError: lambda error: problem(error.status, error.code, str(error)),
+        ValidationError: _explain_invalid_body,
+        StorageUnavailableError: explain_unavailable,
+        Exception: explain_unexpected,
+    }
+    for kind, explain in explanations.items():
+        app.exception_handler(kind)(explain)
+    return app
+
+
+def _explain_invalid_body(error: ValidationError) -> Response[str]:
+    errors = [
+        {"field": ".".join(map(str, found["loc"])), "message": found["msg"]}
+        for found in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+    return problem(422, "invalid_body", "The body is not what the call takes.", errors=errors)
+
+
+def read_json(event: APIGatewayProxyEventV2) -> Any:
+    """The body of a call, read as JSON; raises `InvalidRequestError` saying what is wrong."""
+    content_type = (event.headers.get("content-type") or "").partition(";")[0].strip().lower()
+    if content_type not in _JSON_TYPES:
+        raise InvalidRequestError(
+            "unsupported_media_type", f"Send one of {', '.join(sorted(_JSON_TYPES))}.", status=415
+        )
+    body: str | bytes = event.body or ""
+    if event.is_base64_encoded:
+        try:
+            body = base64.b64decode(body, validate=True)
+        except binascii.Error:
+            raise InvalidRequestError("invalid_json", "The body cannot be decoded.") from None
+    if len(body) > MAX_BODY_BYTES:
+        raise InvalidRequestError(
+            "body_too_large", f"A body may hold at most {MAX_BODY_BYTES} bytes.", status=413
+        )
+    if not body.strip():
+        raise InvalidRequestError("empty_body", "The call has no body.")
+    try:
+        return from_json(body, allow_inf_nan=False, cache_strings="keys")
+    except ValueError as error:
+        raise InvalidRequestError("invalid_json", f"The body is not JSON: {error}.") from None
+
+
+def utc_now() -> datetime:
+    """The time of the call."""
+    return datetime.now(UTC)
