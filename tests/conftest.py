@@ -1,0 +1,91 @@
+"""What tests of every kind share: parts that must be installed, and DynamoDB Local."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ports import find_free_port, wait_for_port
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DYNAMODB_LOCAL = REPOSITORY / ".local" / "dynamodb-local"
+SAMPLE_TRACES = REPOSITORY.parent / "shared" / "data"
+
+
+def _may_be_skipped(reason: str) -> bool:
+    """On CI a test may stay out for one reason: no sample traces lie beside the checkout."""
+    if os.environ.get("CI") != "true":
+        return True
+    return "sample traces" in reason and not SAMPLE_TRACES.exists()
+
+
+def _refuse_to_leave(event: str, arguments: tuple[Any, ...]) -> None:
+    if event != "socket.connect":
+        return
+    address = arguments[1]
+    if not isinstance(address, tuple):
+        return
+    host = str(address[0])
+    if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+        raise AssertionError(f"a test may not leave this machine, but connected to {address}")
+
+
+def pytest_configure() -> None:
+    """Keep every connection on this machine, unless the contract suite is to meet Stripe."""
+    if not os.environ.get("STRIPE_API_KEY"):
+        sys.addaudithook(_refuse_to_leave)
+
+
+def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.outcome != "skipped" or hasattr(report, "wasxfail"):
+        return
+    reason = str(report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr)
+    if not _may_be_skipped(reason):
+        report.outcome = "failed"
+        report.longrepr = f"On CI nothing is skipped that can be installed. {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Any:
+    """On CI, a skipped test is a failed one."""
+    report: pytest.TestReport = yield
+    _fail_if_skipped(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Any:
+    """On CI, a skipped file is a failed one."""
+    report: pytest.CollectReport = yield
+    _fail_if_skipped(report)
+    return report
+
+
+@pytest.fixture(scope="session")
+def dynamodb_local() -> Iterator[str]:
+    """The URL of a DynamoDB Local of this session, in memory. `make dynamodb-local` fetches it."""
+    java = shutil.which("java")
+    if java is None or not (DYNAMODB_LOCAL / "DynamoDBLocal.jar").exists():
+        pytest.skip("needs DynamoDB Local: install Java and run `make dynamodb-local`")
+    port = find_free_port()
+    command = [java, "-Djava.library.path=./DynamoDBLocal_lib", "-jar", "DynamoDBLocal.jar"]
+    process = subprocess.Popen(
+        [*command, "-inMemory", "-disableTelemetry", "-port", str(port)],
+        cwd=DYNAMODB_LOCAL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for_port(port, process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,222 @@
+"""Rules that hold for every resource of the template and of the templates nested in it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cfnlint.decode.cfn_yaml import load as load_template  # type: ignore[import-untyped]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FILES = ("template.yaml", "infra/storage.yaml", "infra/messaging.yaml", "infra/observability.yaml")
+TEMPLATES: Mapping[str, Any] = {name: load_template(str(REPOSITORY / name)) for name in FILES}
+MAIN = TEMPLATES["template.yaml"]
+
+Resource = tuple[str, str, Mapping[str, Any]]
+
+
+def find_resources(kind: str) -> list[Resource]:
+    """All resources of a type as (file, logical id, resource), at least one."""
+    found = [
+        (file, name, resource)
+        for file, template in TEMPLATES.items()
+        for name, resource in template["Resources"].items()
+        if resource["Type"] == kind
+    ]
+    assert found, f"no {kind} anywhere: the rule would hold for nothing"
+    return found
+
+
+def as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+def list_statements() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for _file, name, role in find_resources("AWS::IAM::Role"):
+        assert "ManagedPolicyArns" not in role["Properties"], f"{name}: policies are written out"
+        for policy in role["Properties"]["Policies"]:
+            for statement in policy["PolicyDocument"]["Statement"]:
+                yield name, statement
+
+
+def list_texts(value: Any) -> Iterator[str]:
+    """Every string inside a value, intrinsic functions' arguments included."""
+    if isinstance(value, str):
+        yield str(value)
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from list_texts(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from list_texts(each)
+
+
+def find_functions() -> list[tuple[str, Mapping[str, Any]]]:
+    return [(name, each) for _file, name, each in find_resources("AWS::Serverless::Function")]
+
+
+def test_no_policy_grants_every_action_of_a_service() -> None:
+    for role, statement in list_statements():
+        for action in as_list(statement["Action"]):
+            assert "*" not in action, f"{role} may {action}"
+
+
+def test_no_policy_reaches_beyond_resources_it_names() -> None:
+    # An ARN may end in a wildcard only below a resource that is named: a table's streams, the six
+    # characters that Secrets Manager puts behind a secret's name.
+    below_a_name = re.compile(r"^(\$\{Storage\.Outputs\.\w+Arn\}/stream/\*|arn:.*\$\{\w+\}-\?{6})$")
+    for role, statement in list_statements():
+        assert statement["Effect"] == "Allow"
+        assert "NotResource" not in statement
+        assert "NotAction" not in statement
+        for resource in as_list(statement["Resource"]):
+            for text in list_texts(resource):
+                if "*" in text or "?" in text:
+                    assert below_a_name.match(text), f"{role} reaches {text}"
+
+
+def test_every_function_has_a_role_of_its_own() -> None:
+    functions = find_functions()
+    roles = {str(next(list_texts(each["Properties"]["Role"]))) for _name, each in functions}
+    assert len(roles) == len(functions)
+    for name, each in functions:
+        [role, _attribute] = list_texts(each["Properties"]["Role"])
+        assert role == name.replace("Function", "Role")
+
+
+def test_a_policy_may_write_only_its_own_functions_logs() -> None:
+    for role, statement in list_statements():
+        if any(action.startswith("logs:") for action in as_list(statement["Action"])):
+            [group, _attribute] = list_texts(statement["Resource"])
+            assert group == role.replace("Role", "LogGroup")
+
+
+def test_every_function_writes_to_a_log_group_with_a_retention() -> None:
+    groups = {name: each for _file, name, each in find_resources("AWS::Logs::LogGroup")}
+    for name, each in find_functions():
+        group = each["Properties"]["LoggingConfig"]["LogGroup"]["Ref"]
+        assert group == name.replace("Function", "LogGroup")
+    for name, group in groups.items():
+        assert group["Properties"].get("RetentionInDays"), f"{name} keeps logs for ever"
+
+
+def test_every_function_runs_on_python_3_13_and_arm64() -> None:
+    defaults = MAIN["Globals"]["Function"]
+    for _name, function in find_functions():
+        properties = {**defaults, **function["Properties"]}
+        assert properties["Runtime"] == "python3.13"
+        assert properties["Architectures"] == ["arm64"]
+        assert properties["Handler"] == "handler.lambda_handler"
+
+
+def test_every_function_has_its_folder_and_every_folder_its_function() -> None:
+    sources = {str(each["Properties"]["CodeUri"]) for _name, each in find_functions()}
+    folders = {
+        f"functions/{path.parent.name}" for path in REPOSITORY.glob("functions/*/handler.py")
+    }
+    assert sources == folders
+    for name, each in find_functions():
+        words = re.findall(r"[A-Z][a-z]*", name.removesuffix("Function"))
+        assert str(each["Properties"]["CodeUri"]) == "functions/" + "_".join(words).lower()
+
+
+def test_every_queue_has_a_dead_letter_queue_or_is_one_and_rings() -> None:
+    alarms = [each["Properties"] for _file, _name, each in find_resources("AWS::CloudWatch::Alarm")]
+    rung = {
+        str(dimension["Value"]["Ref"])
+        for alarm in alarms
+        if alarm["MetricName"] == "ApproximateNumberOfMessagesVisible"
+        for dimension in alarm["Dimensions"]
+    }
+    for _file, name, queue in find_resources("AWS::SQS::Queue"):
+        if name.endswith("DeadLetterQueue"):
+            assert f"{name}Name" in rung, f"no alarm for {name}"
+        else:
+            target = queue["Properties"]["RedrivePolicy"]["deadLetterTargetArn"]
+            [dead_letters, _attribute] = list_texts(target)
+            assert dead_letters == name.replace("Queue", "DeadLetterQueue")
+
+
+def test_every_alarm_tells_somebody() -> None:
+    for _file, name, alarm in find_resources("AWS::CloudWatch::Alarm"):
+        assert alarm["Properties"]["AlarmActions"] == [{"Ref": "AlarmTopic"}], name
+
+
+def test_every_function_has_an_alarm_for_its_errors() -> None:
+    watched = {
+        str(dimension["Value"]["Ref"])
+        for _file, _name, alarm in find_resources("AWS::CloudWatch::Alarm")
+        if alarm["Properties"]["MetricName"] == "Errors"
+        for dimension in alarm["Properties"]["Dimensions"]
+    }
+    assert watched == {f"{name}Name" for name, _each in find_functions()}
+
+
+def test_every_table_is_kept_and_recoverable_outside_the_local_stage() -> None:
+    storage = TEMPLATES["infra/storage.yaml"]
+    assert storage["Conditions"]["Kept"] == {
+        "Fn::Not": [{"Fn::Equals": [{"Ref": "Stage"}, "local"]}]
+    }
+    when_kept = {"Fn::If": ["Kept", True, False]}
+    for _file, name, table in find_resources("AWS::DynamoDB::Table"):
+        properties = table["Properties"]
+        assert table["DeletionPolicy"] == "RetainExceptOnCreate", name
+        assert table["UpdateReplacePolicy"] == "Retain", name
+        assert properties["DeletionProtectionEnabled"] == when_kept, name
+        assert properties["PointInTimeRecoverySpecification"] == {
+            "PointInTimeRecoveryEnabled": when_kept
+        }, name
+        assert properties["SSESpecification"] == {"SSEEnabled": True}, name
+        assert properties["BillingMode"] == "PAY_PER_REQUEST", name
+    assert MAIN["Resources"]["Storage"]["DeletionPolicy"] == "RetainExceptOnCreate"
+
+
+def test_messages_stay_hidden_six_times_as_long_as_their_function_may_run() -> None:
+    timeout_s = MAIN["Resources"]["EmitUsageFunction"]["Properties"]["Timeout"]
+    queues = TEMPLATES["infra/messaging.yaml"]["Resources"]
+    assert queues["EmissionsQueue"]["Properties"]["VisibilityTimeout"] >= 6 * timeout_s
+
+
+def test_functions_behind_the_api_answer_before_it_gives_up() -> None:
+    resources = MAIN["Resources"]
+    for _file, name, integration in find_resources("AWS::ApiGatewayV2::Integration"):
+        function = integration["Properties"]["IntegrationUri"]["Fn::GetAtt"][0]
+        properties = {**MAIN["Globals"]["Function"], **resources[function]["Properties"]}
+        assert properties["Timeout"] < 30, name
+
+
+def test_every_route_may_call_its_function() -> None:
+    permitted = {
+        (each["Properties"]["FunctionName"]["Ref"], text.partition("/*/")[2])
+        for _file, _name, each in find_resources("AWS::Lambda::Permission")
+        for text in list_texts(each["Properties"]["SourceArn"])
+    }
+    resources = MAIN["Resources"]
+    for _file, name, route in find_resources("AWS::ApiGatewayV2::Route"):
+        target = route["Properties"]["Target"]["Fn::Sub"]
+        integration = target.removeprefix("integrations/${").removesuffix("}")
+        function = resources[integration]["Properties"]["IntegrationUri"]["Fn::GetAtt"][0]
+        assert (function, route["Properties"]["RouteKey"].replace(" ", "")) in permitted, name
+
+
+def test_no_secret_is_handed_to_a_function_in_the_clear() -> None:
+    for _file, name, function in find_resources("AWS::Serverless::Function"):
+        for variable in function["Properties"].get("Environment", {}).get("Variables", {}):
+            assert not re.search(r"KEY|TOKEN|PASSWORD|SECRET(?!_ID)", variable), (
+                f"{name}: {variable}"
+            )
+
+
+@pytest.mark.parametrize("profile", ["local", "staging", "production"])
+def test_every_profile_deploys_the_stage_of_its_name(profile: str) -> None:
+    settings = tomllib.loads((REPOSITORY / "samconfig.toml").read_text())[profile]
+    assert settings["global"]["parameters"]["stack_name"] == f"meterline-{profile}"
+    overrides = settings["deploy"]["parameters"]["parameter_overrides"]
+    assert f"Stage={profile}" in overrides
+    assert ("StreamShards=one" in overrides) == (profile == "local")
+    for override in overrides:
+        assert override.partition("=")[0] in MAIN["Parameters"]
