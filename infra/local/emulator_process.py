@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from typing import Any
 
 _GRACE_S = 5.0
 
@@ -29,10 +30,32 @@ def end_with_owner(grace_s: float = _GRACE_S) -> None:
     threading.Thread(target=wait_for_owner, name="owner", daemon=True).start()
 
 
+def stream_partiql_inserts() -> None:
+    """Let a PartiQL INSERT appear in the table's stream, as it does on AWS.
+
+    ministack 1.5.33 writes the item and no stream record, so a ledger that is filled by
+    BatchExecuteStatement would have no totals.
+    """
+    from ministack.services import dynamodb
+
+    insert = dynamodb._partiql_insert
+
+    def insert_and_stream(table: dict[str, Any], parsed: dict[str, Any]) -> Any:
+        answer = insert(table, parsed)
+        if answer[0] == 200:
+            item = parsed["item"]
+            item = item["M"] if set(item) == {"M"} else item
+            dynamodb._emit_stream_event(parsed["table"], "INSERT", None, item)
+        return answer
+
+    dynamodb._partiql_insert = insert_and_stream
+
+
 def run_emulator() -> None:
     """Run the emulator in this process; functions run on `FUNCTION_PYTHON`."""
     from ministack import app
 
+    stream_partiql_inserts()
     end_with_owner()
     # The emulator runs functions on its own interpreter, where every package of the development
     # environment could be imported. Functions are to see their layers alone.
