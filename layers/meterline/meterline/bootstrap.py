@@ -14,6 +14,7 @@ from meterline.errors import ConfigurationError
 if TYPE_CHECKING:
     from meterline.adapters.dynamodb_stream import StreamReader
     from meterline.services.authenticate import Authenticate
+    from meterline.services.emit_usage import EmitUsage
     from meterline.services.manage_customers import ManageCustomers
     from meterline.services.project_usage import ProjectUsage
     from meterline.services.report_usage import ReportUsage
@@ -95,4 +96,38 @@ def read_stream(environment: Environment) -> StreamReader:
         load_meters(),
         SqsDeadLetters(require(environment, "PROJECTION_DLQ_URL")),
         one_shard=shards == "one",
+    )
+
+
+def emit_usage(environment: Environment) -> EmitUsage:
+    """What `emit_usage` is made of."""
+    import time
+    from datetime import UTC, datetime
+
+    from meterline.adapters.dynamodb_accounts import DynamoAccounts
+    from meterline.adapters.dynamodb_emissions import DynamoEmissions
+    from meterline.adapters.dynamodb_totals import DynamoTotals
+    from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.adapters.secrets_api_key import SecretApiKey
+    from meterline.adapters.sqs_emission import SqsEmissionInbox
+    from meterline.adapters.stripe_billing import StripeBilling
+    from meterline.catalog import load_meters
+    from meterline.services.emit_usage import EmitUsage
+
+    wire = DynamoWire(pool_size=16)
+    emissions_table = require(environment, "EMISSIONS_TABLE")
+    return EmitUsage(
+        DynamoEmissions(wire, emissions_table),
+        SqsEmissionInbox(
+            require(environment, "EMISSIONS_QUEUE_URL"), require(environment, "EMISSIONS_DLQ_URL")
+        ),
+        StripeBilling(
+            SecretApiKey(require(environment, "STRIPE_SECRET_ID")),
+            api_base=environment.get("STRIPE_API_BASE") or None,
+        ),
+        DynamoAccounts(wire, require(environment, "ACCOUNTS_TABLE")),
+        DynamoTotals(wire, require(environment, "TOTALS_TABLE"), emissions_table),
+        load_meters(),
+        now=lambda: datetime.now(UTC),
+        pause=time.sleep,
     )

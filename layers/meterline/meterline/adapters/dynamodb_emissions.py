@@ -96,7 +96,7 @@ def unpack_entries(packed: bytes) -> list[EmissionEntry]:
 
 
 class DynamoEmissions:
-    """The `emissions` table as the emitter's store; raises StorageUnavailableError, StorageError."""
+    """The `emissions` table as the emitter's store. Errors: StorageUnavailableError, StorageError."""
 
     def __init__(self, wire: DynamoWire, table: str) -> None:
         self._wire = wire

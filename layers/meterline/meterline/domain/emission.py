@@ -63,6 +63,20 @@ class HourDue:
 EmissionDue = BatchDue | HourDue
 
 
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message as the queue delivered it. `due` is None where the body could not be read."""
+
+    id: str
+    receipt: str
+    group: str
+    body: str
+    due: EmissionDue | None
+    parked: bool
+    """It came back from the dead-letter queue: what was refused is to be tried again."""
+    receive_count: int
+
+
 class Lapse(StrEnum):
     """Why an event was not billed: the kinds of problem, open until someone settles them."""
 

@@ -30,8 +30,8 @@ from when it got the first one, we from when we were about to send it."""
 MAX_HOLD_S = 3600
 """An event from the future is held back (and its group with it) for at most an hour."""
 
-LINGER_S = 900
-"""A send without an answer may still arrive for so long: no Lambda function lives longer."""
+LINGER_S = 120
+"""A send without an answer may still arrive for so long: twice what the function may run."""
 
 _MAX_STRAYS = 16
 

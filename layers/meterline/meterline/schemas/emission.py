@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from meterline.domain.emission import BatchDue, EmissionDue, HourDue
+from meterline.domain.emission import BatchDue, Delivery, EmissionDue, HourDue
 
 
 class _Message(BaseModel):
@@ -76,3 +77,27 @@ def decode_due(body: str) -> tuple[EmissionDue, bool]:
 def to_hour(at: datetime) -> datetime:
     """The start of the UTC hour that holds `at`."""
     return at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+
+
+def read_deliveries(event: Mapping[str, Any]) -> list[Delivery]:
+    """The messages of a Lambda event of a FIFO queue; a body that says nothing has no `due`."""
+    return [_read_delivery(record) for record in event["Records"]]
+
+
+def _read_delivery(record: Mapping[str, Any]) -> Delivery:
+    due: EmissionDue | None
+    try:
+        due, parked = decode_due(record["body"])
+    except ValidationError:
+        # Not an error of the call: the emitter sets the message aside.
+        due, parked = None, False
+    attributes = record["attributes"]
+    return Delivery(
+        id=record["messageId"],
+        receipt=record["receiptHandle"],
+        group=attributes["MessageGroupId"],
+        body=record["body"],
+        due=due,
+        parked=parked,
+        receive_count=int(attributes["ApproximateReceiveCount"]),
+    )

@@ -1,0 +1,25 @@
+"""An API key in Secrets Manager, as JSON: `{"api_key": "…"}`."""
+
+from __future__ import annotations
+
+from meterline.errors import ConfigurationError
+
+_MAX_AGE_S = 300
+"""A rotated key counts after five minutes at the latest."""
+
+
+class SecretApiKey:
+    """Gives the key, read at most every five minutes; ConfigurationError where there is none."""
+
+    def __init__(self, secret_id: str) -> None:
+        self._secret_id = secret_id
+
+    def __call__(self) -> str:
+        # Imported late: it loads boto3's Secrets Manager client, which only a first send needs.
+        from aws_lambda_powertools.utilities import parameters
+
+        secret = parameters.get_secret(self._secret_id, transform="json", max_age=_MAX_AGE_S)
+        key = secret.get("api_key") if isinstance(secret, dict) else None
+        if not isinstance(key, str) or not key:
+            raise ConfigurationError(f"the secret {self._secret_id} holds no api_key")
+        return key
