@@ -1,0 +1,171 @@
+"""Whose call it is: the customer and user that a call is attributed to, kept in a context.
+
+`contextvars` carry it into asyncio tasks and `asyncio.to_thread`; plain threads do not inherit a
+context, so hand them work through `carry` or an `AttributedThreadPool`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from meterline_client.errors import CustomerMissingError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MAX_NAME_CHARACTERS = 256
+"""The longest customer, user, action or event id that is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """Who is billed (`customer`), which person it was (`user`) and what for (`action`)."""
+
+    customer: str
+    user: str | None = None
+    action: str | None = None
+    authorization: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("customer", "user", "action", "authorization"):
+            value = getattr(self, name)
+            if value is not None or name == "customer":
+                check_name(name, value)
+
+
+class VerifiedIdentity(Protocol):
+    """What a verified session says: who signed in, and for which organisation."""
+
+    @property
+    def user(self) -> str:
+        """The person."""
+
+    @property
+    def organisation(self) -> str | None:
+        """The organisation the person acts for, if any."""
+
+
+_current: contextvars.ContextVar[Attribution | None] = contextvars.ContextVar(
+    "meterline_attribution", default=None
+)
+_unmetered: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "meterline_unmetered", default=None
+)
+
+
+def check_name(what: str, value: object) -> str:
+    """Return a name fit for an event: 1 to 256 characters, none of them control characters.
+
+    Raises ValueError: a name that the service would refuse must fail before money is spent.
+    """
+    if not isinstance(value, str) or not value or len(value) > MAX_NAME_CHARACTERS:
+        raise ValueError(f"{what} must be a string of 1 to {MAX_NAME_CHARACTERS} characters")
+    if not value.isprintable():
+        raise ValueError(f"{what} must hold printable characters only")
+    return value
+
+
+def find_attribution() -> Attribution:
+    """Return who is acting. Raises CustomerMissingError when nobody is."""
+    attribution = _current.get()
+    if attribution is None:
+        raise CustomerMissingError(
+            "no customer to bill: make the call inside `with acting_for(customer):`"
+        )
+    return attribution
+
+
+def read_attribution() -> Attribution | None:
+    """Return who is acting, or None."""
+    return _current.get()
+
+
+def set_attribution(customer: str, *, user: str | None = None, action: str | None = None) -> None:
+    """Attribute every later call of this context: for a web framework's per-request context."""
+    _current.set(Attribution(customer, user, action))
+
+
+def clear_attribution() -> None:
+    """Nobody is acting from here on in this context."""
+    _current.set(None)
+
+
+@contextlib.contextmanager
+def acting_for(
+    customer: str, *, user: str | None = None, action: str | None = None
+) -> Iterator[Attribution]:
+    """Attribute the calls made inside to a customer, and to one of its users if known."""
+    with _attributed(Attribution(customer, user, action)) as attribution:
+        yield attribution
+
+
+@contextlib.contextmanager
+def acting_for_session(
+    identity: VerifiedIdentity,
+    *,
+    customer_of: Callable[[Any], str] | None = None,
+    action: str | None = None,
+) -> Iterator[Attribution]:
+    """Attribute the calls made inside to a verified session.
+
+    The customer is what `customer_of` answers; without it the organisation, or else the user,
+    where a person is a customer of their own.
+    """
+    customer = customer_of(identity) if customer_of else identity.organisation or identity.user
+    with _attributed(Attribution(customer, identity.user, action)) as attribution:
+        yield attribution
+
+
+@contextlib.contextmanager
+def doing(action: str) -> Iterator[Attribution]:
+    """Name the action of the calls made inside, for the customer who is acting already."""
+    with _attributed(replace(find_attribution(), action=action)) as attribution:
+        yield attribution
+
+
+@contextlib.contextmanager
+def authorized_by(authorization: str) -> Iterator[Attribution]:
+    """Let the events of the calls made inside settle an authorization."""
+    with _attributed(replace(find_attribution(), authorization=authorization)) as attribution:
+        yield attribution
+
+
+@contextlib.contextmanager
+def unmetered(reason: str) -> Iterator[None]:
+    """Meter nothing inside: for calls that the platform pays itself. The reason is required."""
+    token = _unmetered.set(check_name("reason", reason))
+    try:
+        yield
+    finally:
+        _unmetered.reset(token)
+
+
+def is_unmetered() -> bool:
+    """Say whether the calls of this context are the platform's own."""
+    return _unmetered.get() is not None
+
+
+@contextlib.contextmanager
+def _attributed(attribution: Attribution) -> Iterator[Attribution]:
+    token = _current.set(attribution)
+    try:
+        yield attribution
+    finally:
+        _current.reset(token)
+
+
+def carry(function: Callable[P, R]) -> Callable[P, R]:
+    """Bind a function to the present context, to be run in a thread that does not inherit it.
+
+    Each call runs in a copy, since one context cannot be entered by two threads at once.
+    """
+    context = contextvars.copy_context()
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        return context.copy().run(function, *args, **kwargs)
+
+    return run

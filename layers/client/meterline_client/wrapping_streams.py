@@ -1,0 +1,189 @@
+"""Watching a provider's stream pass, so that its call settles once, however the stream ends."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+from meterline_client.calls import Call, read_response_id
+from meterline_client.reading import Usage
+
+
+class Accumulator(Protocol):
+    """What reads a stream's usage, event by event."""
+
+    failed: bool
+
+    @property
+    def complete(self) -> bool:
+        """Whether the counts are final."""
+
+    def feed(self, event: Any) -> None:
+        """Take one event."""
+
+    def usage(self) -> Usage | None:
+        """What has been reported so far."""
+
+
+class StreamWatch:
+    """One stream's accumulator and call, and how the stream's end settles the call."""
+
+    __slots__ = ("_accumulator", "_broken", "_call", "_hide_usage", "_response_id", "is_reading")
+
+    def __init__(self, call: Call, accumulator: Accumulator, *, hide_usage: bool) -> None:
+        self._call = call
+        self._accumulator = accumulator
+        self._hide_usage = hide_usage
+        self._response_id: str | None = None
+        self._broken: str | None = None
+        self.is_reading = False
+        """The next event is being read: a response that closes now may still yield events."""
+
+    def see(self, event: Any) -> bool:
+        """Take one event; say whether the app is to see it.
+
+        The usage chunk that was asked for on the app's behalf is kept from it: code that reads
+        `chunk.choices[0]` does not expect a chunk without choices.
+        """
+        try:
+            self._accumulator.feed(event)
+            if self._response_id is None:
+                self._response_id = _find_id(event)
+            if self._hide_usage:
+                return bool(event.choices) or getattr(event, "usage", None) is None
+        except Exception as error:  # noqa: BLE001 - the app's stream must go on
+            self._broken = repr(error)
+        return True
+
+    def settle_on_close(self, reason: str) -> None:
+        """The response was closed: by the app if nothing is being read, or else at its end."""
+        if not self.is_reading:
+            self.settle(reason)
+
+    def settle(self, reason: str) -> None:
+        """The stream ended, was closed, was dropped or broke: settle by what was reported."""
+        call = self._call
+        if not call.is_open:
+            return
+        if self._broken is not None:
+            call.give_up(f"an event of the stream cannot be read: {self._broken}")
+            return
+        accumulator = self._accumulator
+        try:
+            usage = accumulator.usage()
+        except Exception as error:  # noqa: BLE001 - the app's stream must end as it would have
+            call.give_up(f"the stream's usage cannot be read: {error!r}", self._response_id)
+            return
+        if usage is None:
+            if accumulator.failed:
+                call.drop()
+            else:
+                call.give_up(f"{reason}, and no usage was reported", self._response_id)
+        elif accumulator.complete:
+            call.settle(usage)
+        elif accumulator.failed and not usage.response_id:
+            call.drop()
+        else:
+            call.settle(usage, partial=True)
+
+
+def _find_id(event: Any) -> str | None:
+    if isinstance(event, Mapping):
+        holders = [event, event.get("message"), event.get("response")]
+    else:
+        holders = [event, getattr(event, "message", None), getattr(event, "response", None)]
+    return next(filter(None, map(read_response_id, holders)), None)
+
+
+class WatchedIterator(Iterator[Any]):
+    """A stream's own iterator with a watch on it. When it is dropped, its call settles."""
+
+    __slots__ = ("_inner", "_watch")
+
+    def __init__(self, inner: Iterator[Any], watch: StreamWatch) -> None:
+        self._inner = inner
+        self._watch = watch
+
+    def __next__(self) -> Any:
+        watch = self._watch
+        watch.is_reading = True
+        try:
+            event = next(self._inner)
+            while not watch.see(event):
+                event = next(self._inner)
+        except StopIteration:
+            watch.settle("the stream ended")
+            raise
+        except BaseException as error:
+            watch.settle(f"the stream broke ({type(error).__name__})")
+            raise
+        finally:
+            watch.is_reading = False
+        return event
+
+    def close(self) -> None:
+        """Close the stream's iterator, as a generator is closed."""
+        close = getattr(self._inner, "close", None)
+        if close is not None:
+            close()
+        self._watch.settle("the stream was closed")
+
+    def __del__(self) -> None:
+        self._watch.settle("the stream was abandoned")
+
+
+class WatchedAsyncIterator(AsyncIterator[Any]):
+    """An asynchronous stream's own iterator with a watch on it."""
+
+    __slots__ = ("_inner", "_watch")
+
+    def __init__(self, inner: AsyncIterator[Any], watch: StreamWatch) -> None:
+        self._inner = inner
+        self._watch = watch
+
+    async def __anext__(self) -> Any:
+        watch = self._watch
+        watch.is_reading = True
+        try:
+            event = await anext(self._inner)
+            while not watch.see(event):
+                event = await anext(self._inner)
+        except StopAsyncIteration:
+            watch.settle("the stream ended")
+            raise
+        except BaseException as error:
+            watch.settle(f"the stream broke ({type(error).__name__})")
+            raise
+        finally:
+            watch.is_reading = False
+        return event
+
+    async def aclose(self) -> None:
+        """Close the stream's iterator, as an asynchronous generator is closed."""
+        close = getattr(self._inner, "aclose", None)
+        if close is not None:
+            await close()
+        self._watch.settle("the stream was closed")
+
+    def __del__(self) -> None:
+        self._watch.settle("the stream was abandoned")
+
+
+def watch_close(response: Any, settle: Callable[[str], None]) -> None:
+    """Settle when an httpx response is closed, by whichever of its ways."""
+    close, aclose = response.close, response.aclose
+
+    def close_and_settle() -> None:
+        try:
+            close()
+        finally:
+            settle("the response was closed")
+
+    async def aclose_and_settle() -> None:
+        try:
+            await aclose()
+        finally:
+            settle("the response was closed")
+
+    response.close = close_and_settle
+    response.aclose = aclose_and_settle
