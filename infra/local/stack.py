@@ -37,6 +37,13 @@ REGION = "us-east-1"
 _BUCKET = "meterline-local"
 # The emulator's own: it takes them for its account's root.
 _CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+# AWS has no such actions: it asks for PartiQLInsert, SendMessage and ChangeMessageVisibility, which
+# the template grants on the one table or queue (service authorization reference).
+_BATCH_ACTIONS = {
+    "ReportUsageRole": "dynamodb:BatchExecuteStatement",
+    "ProjectUsageRole": "sqs:SendMessageBatch",
+    "EmitUsageRole": "sqs:ChangeMessageVisibilityBatch",
+}
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 10.0
 _KEPT_BUILDS = 3
@@ -96,6 +103,7 @@ class LocalStack:
         self._enforce_iam = enforce_iam
         self._log_level = log_level
         self._calls_at_once = calls_at_once
+        self._stack_name = ""
         self._processes: list[subprocess.Popen[bytes]] = []
         self._session: boto3.Session | None = None
 
@@ -123,6 +131,8 @@ class LocalStack:
         self._start_emulator()
         self._store_secret()
         self._deploy(template)
+        if self._enforce_iam:
+            self._grant_what_only_the_emulator_asks_for()
         self.api_url = self.open_gateway(f"{self.outputs['ApiId']}.execute-api.localhost")
 
     def stop(self) -> None:
@@ -272,6 +282,7 @@ class LocalStack:
 
     def _deploy(self, template: Path) -> None:
         settings = tomllib.loads((REPOSITORY / "samconfig.toml").read_text())["local"]
+        self._stack_name = settings["global"]["parameters"]["stack_name"]
         overrides = [
             *settings["deploy"]["parameters"]["parameter_overrides"],
             f"LogLevel={self._log_level}",
@@ -285,9 +296,33 @@ class LocalStack:
             "--parameter-overrides",
             *overrides,
         )
-        stack_name = settings["global"]["parameters"]["stack_name"]
-        [stack] = self.client("cloudformation").describe_stacks(StackName=stack_name)["Stacks"]
+        cloudformation = self.client("cloudformation")
+        [stack] = cloudformation.describe_stacks(StackName=self._stack_name)["Stacks"]
         self.outputs = {each["OutputKey"]: each["OutputValue"] for each in stack["Outputs"]}
+
+    def _grant_what_only_the_emulator_asks_for(self) -> None:
+        """Let roles make batch calls, which the emulator authorizes under the call's own name."""
+        iam = self.client("iam")
+        for role, action in _BATCH_ACTIONS.items():
+            statement = {"Effect": "Allow", "Action": action, "Resource": "*"}
+            iam.put_role_policy(
+                RoleName=self._physical_id(role),
+                PolicyName="emulator",
+                PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [statement]}),
+            )
+
+    def read_logs(self, function: str) -> list[str]:
+        """What a function (`ReportUsage`, …) has logged so far, line by line."""
+        logs = self.client("logs")
+        group = self._physical_id(f"{function}LogGroup")
+        pages = logs.get_paginator("filter_log_events").paginate(logGroupName=group)
+        return [event["message"].rstrip() for page in pages for event in page["events"]]
+
+    def _physical_id(self, logical_id: str) -> str:
+        described = self.client("cloudformation").describe_stack_resource(
+            StackName=self._stack_name, LogicalResourceId=logical_id
+        )
+        return str(described["StackResourceDetail"]["PhysicalResourceId"])
 
     def _run_sam(
         self,
