@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, NamedTuple, TypeAlias
 
 MAX_COUNT = 1_000_000_000
@@ -601,6 +600,8 @@ def _read_replicate(body: Reported) -> Usage:
 
 def _milliseconds(seconds: object) -> int:
     """Seconds as JSON gives them, to whole milliseconds, half up."""
+    from decimal import ROUND_HALF_UP, Decimal  # milliseconds of import, for Replicate alone
+
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise UsageMalformedError(f"predict_time is not a number: {type(seconds).__name__}")
     exact = Decimal(seconds if isinstance(seconds, int) else str(seconds)) * 1000

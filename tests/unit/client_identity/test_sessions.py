@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from meterline_client import identity_refusals as refusals
+from meterline_client.attribution import acting_for_session
 from meterline_client.identity import (
     AppTokens,
     AuthJsSessions,
@@ -507,3 +508,10 @@ def test_no_refusal_repeats_the_token_or_the_secret(key_server: KeyServer) -> No
         assert "eyJ" not in text
         assert made.AUTHJS_SECRET not in text
         assert made.SHARED_SECRET not in text
+
+
+def test_a_verified_session_attributes_the_calls_made_for_it(key_server: KeyServer) -> None:
+    identity = ClerkSessions(key_server.url, [made.APP_ORIGIN]).verify(key_server.clerk_token())
+    with acting_for_session(identity) as attribution:
+        assert (attribution.customer, attribution.user) == ("org_acme", "user_2abc")
+        assert attribution.customer == identity.customer

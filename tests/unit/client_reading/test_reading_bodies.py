@@ -387,7 +387,7 @@ def test_an_unknown_provider_is_refused() -> None:
         read_usage("acme", CHAT)
 
 
-counts = st.integers(0, MAX_COUNT // 4)
+counts = st.integers(0, MAX_COUNT // 5)
 
 
 @given(fresh=counts, read=counts, write_5m=counts, write_1h=counts, output=counts)
