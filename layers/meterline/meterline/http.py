@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -25,9 +26,12 @@ from meterline.errors import (
     StorageUnavailableError,
     UnauthenticatedError,
 )
+from meterline.schemas.events import write_location
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 """Bytes of a body. A function takes 6 MB as API Gateway hands them over: JSON within JSON."""
+MAX_FIELD_ERRORS = 20
+"""Fields that one answer complains about."""
 _PROBLEM_TYPE = "application/problem+json"
 _JSON_TYPES = frozenset(
     {
@@ -97,9 +101,10 @@ def make_app(logger: Logger) -> APIGatewayHttpResolver:
 
 
 def _explain_invalid_body(error: ValidationError) -> Response[str]:
+    found = error.errors(include_url=False, include_input=False, include_context=False)
     errors = [
-        {"field": ".".join(map(str, found["loc"])), "message": found["msg"]}
-        for found in error.errors(include_url=False, include_input=False, include_context=False)
+        {"field": write_location(each["loc"]), "message": each["msg"]}
+        for each in found[:MAX_FIELD_ERRORS]
     ]
     return problem(422, "invalid_body", "The body is not what the call takes.", errors=errors)
 
@@ -111,7 +116,11 @@ def read_json(event: APIGatewayProxyEventV2) -> Any:
         raise InvalidRequestError(
             "unsupported_media_type", f"Send one of {', '.join(sorted(_JSON_TYPES))}.", status=415
         )
-    body: str | bytes = event.body or ""
+    if (event.headers.get("content-encoding") or "identity").strip().lower() != "identity":
+        raise InvalidRequestError(
+            "unsupported_content_encoding", "Send the body as it is, not compressed.", status=415
+        )
+    body = (event.body or "").encode("utf-8", "surrogatepass")
     if event.is_base64_encoded:
         try:
             body = base64.b64decode(body, validate=True)
@@ -123,10 +132,17 @@ def read_json(event: APIGatewayProxyEventV2) -> Any:
         )
     if not body.strip():
         raise InvalidRequestError("empty_body", "The call has no body.")
+    # Python's writers say NaN: that is for the model to refuse, event by event.
     try:
-        return from_json(body, allow_inf_nan=False, cache_strings="keys")
+        return from_json(body, allow_inf_nan=True, cache_strings="keys")
     except ValueError as error:
-        raise InvalidRequestError("invalid_json", f"The body is not JSON: {error}.") from None
+        reason = error
+    # What is left may still be JSON: half a surrogate pair, as text cut short has it, is (RFC 8259,
+    # 8.2), and must cost its own event only.
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise InvalidRequestError("invalid_json", f"The body is not JSON: {reason}.") from None
 
 
 def utc_now() -> datetime:

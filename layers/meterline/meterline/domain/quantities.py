@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from decimal import ROUND_HALF_UP, Context, Decimal
 
-from meterline.domain.meters import FinerThanSubUnitError, Meter
+from meterline.domain.meters import Meter
 from meterline.errors import RejectedEventError
 
 MAX_DIGITS = 15
@@ -35,13 +35,14 @@ def parse_quantity(reported: str | int, meter: Meter) -> Decimal:
     quantity = Decimal(text)
     if quantity > MAX_SUB_UNITS:
         raise _too_large()
-    try:
-        return admit_sub_units(meter.to_sub_units(_WIDE.normalize(quantity)), meter)
-    except FinerThanSubUnitError:
+    scaled = _WIDE.multiply(quantity, Decimal(meter.sub_units))
+    count = int(scaled)
+    if count != scaled:
         raise RejectedEventError(
             "quantity_too_fine",
             f"data.quantity must be a multiple of {meter.from_sub_units(1)}.",
-        ) from None
+        )
+    return admit_sub_units(count, meter)
 
 
 def admit_sub_units(count: int, meter: Meter) -> Decimal:

@@ -5,6 +5,7 @@ Every event is read by itself, so that a bad one never costs the others.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,7 +18,9 @@ MAX_EVENTS = 1_000
 MAX_TOKENS = 10**12
 """Tokens of one kind in one event."""
 
-_TEXT = r"^[^\x00-\x1f\x7f]+$"
+_TEXT = r"^[^\x00-\x1f\x7f-\x9f]+$"
+_MAX_NAME_LENGTH = 64
+"""Characters of a name of the sender's that an answer repeats."""
 
 
 def _text(max_length: int) -> Any:
@@ -28,7 +31,8 @@ CustomerId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """Up to 64 letters, digits, dots, dashes and underscores; letter case counts."""
 TokenCount = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 # Two of 200 characters and a customer stay below DynamoDB's 2,048 bytes of a key in any script.
-SenderText = Annotated[str, _text(200)]
+MAX_ID_LENGTH = 200
+SenderText = Annotated[str, _text(MAX_ID_LENGTH)]
 Label = Annotated[str, _text(128)]
 
 
@@ -42,7 +46,9 @@ class EventData(BaseModel):
     action: Label | None = None
     provider: Label | None = None
     model: Label | None = None
-    usage: dict[Annotated[str, _text(64)], TokenCount] | None = Field(default=None, max_length=16)
+    usage: dict[Annotated[str, _text(64)], TokenCount] | None = Field(
+        default=None, min_length=1, max_length=16
+    )
     quantity: Annotated[str, Field(max_length=82)] | Annotated[int, Field(ge=0)] | None = None
     cached: bool = False
     authorization: Label | None = None
@@ -99,8 +105,21 @@ def list_events(document: object) -> list[object]:
     return events
 
 
+def write_location(parts: Iterable[str | int]) -> str:
+    """Where something is in a document, as an answer says it: `data.usage.input_tokens`.
+
+    Names may be the sender's own: an answer must not grow with them, and must be UTF-8.
+    """
+    return ".".join(
+        part if len(part) <= _MAX_NAME_LENGTH else f"{part[:_MAX_NAME_LENGTH]}…"
+        for part in (str(part).encode(errors="replace").decode() for part in parts)
+    )
+
+
 def _rejection(error: ErrorDetails) -> RejectedEventError:
-    where = ".".join(str(part) for part in error["loc"] if part not in ("str", "int")) or "event"
+    where = write_location(part for part in error["loc"] if part not in ("str", "int"))
+    if not where:
+        return RejectedEventError("invalid_event", "An event must be a JSON object.")
     if error["type"] == "missing":
         return RejectedEventError("missing_field", f"{where} is missing.")
     if error["type"] == "extra_forbidden":

@@ -14,7 +14,7 @@ from meterline.domain.times import parse_time
 from meterline.domain.usage import EventKey, LedgerEntry
 from meterline.errors import RejectedEventError
 from meterline.ports import Customers, Ledger, Recorded
-from meterline.schemas.events import EventData, UsageEvent, read_event
+from meterline.schemas.events import MAX_ID_LENGTH, EventData, UsageEvent, read_event
 
 MAX_AHEAD = timedelta(minutes=5)
 """How far ahead of us a sender's clock may be. Stripe takes no usage further in the future."""
@@ -65,33 +65,46 @@ class ReportUsage:
     def __call__(self, raw_events: Sequence[object], now: datetime) -> UsageReport:
         """Record the events of one call and say what became of each."""
         report = UsageReport()
-        entries: dict[str, tuple[int, LedgerEntry]] = {}
+        entries: list[tuple[int, LedgerEntry]] = []
         events = self._read(raw_events, report)
         known = self._customers.known({event.subject for _, event in events})
         for index, event in events:
             try:
-                entry = self._rate(event, known, now)
+                entries.append((index, self._rate(event, known, now)))
             except RejectedEventError as error:
                 report.rejected.append(Rejection(index, event.id, error.code, str(error)))
-                continue
-            key = entry.key.text
-            first = entries.setdefault(key, (index, entry))
-            if first[1] is not entry:
-                self._settle_known(report, index, entry, first[1].digest)
-        indexed = list(entries.values())
-        for (index, entry), outcome in zip(
-            indexed, self._ledger.record([entry for _, entry in indexed]), strict=True
-        ):
-            if outcome is Recorded.ACCEPTED:
-                report.accepted += 1
-            elif outcome is Recorded.DUPLICATE:
-                report.duplicates += 1
-            elif outcome is Recorded.UNDECIDED:
-                report.undecided += 1
-            else:
-                report.rejected.append(_conflict(index, entry))
+        while entries:
+            entries = self._record(entries, report)
         report.rejected.sort(key=lambda rejection: rejection.index)
         return report
+
+    def _record(
+        self, entries: Sequence[tuple[int, LedgerEntry]], report: UsageReport
+    ) -> list[tuple[int, LedgerEntry]]:
+        """Write the first entry of each key and settle the rest by it; what is still open."""
+        firsts: dict[str, tuple[int, LedgerEntry]] = {}
+        repeats = []
+        for indexed in entries:
+            if firsts.setdefault(indexed[1].key.text, indexed) is not indexed:
+                repeats.append(indexed)
+        outcomes = self._ledger.record([entry for _, entry in firsts.values()])
+        for (index, entry), outcome in zip(firsts.values(), outcomes, strict=True):
+            _count(report, index, entry, outcome)
+        if not repeats:
+            return []
+        open_entries = []
+        settled = dict(zip(firsts, outcomes, strict=True))
+        for index, entry in repeats:
+            outcome = settled[entry.key.text]
+            is_same = entry.digest == firsts[entry.key.text][1].digest
+            if outcome is Recorded.CONFLICT and not is_same:
+                # Neither is what the first of them met: it may be what the ledger holds.
+                open_entries.append((index, entry))
+            elif outcome is Recorded.ACCEPTED or outcome is Recorded.DUPLICATE:
+                _count(report, index, entry, Recorded.DUPLICATE if is_same else Recorded.CONFLICT)
+            else:
+                _count(report, index, entry, outcome)
+        return open_entries
 
     def _read(
         self, raw_events: Sequence[object], report: UsageReport
@@ -158,12 +171,16 @@ class ReportUsage:
             response_id=data.response_id,
         )
 
-    @staticmethod
-    def _settle_known(report: UsageReport, index: int, entry: LedgerEntry, digest: bytes) -> None:
-        if entry.digest == digest:
-            report.duplicates += 1
-        else:
-            report.rejected.append(_conflict(index, entry))
+
+def _count(report: UsageReport, index: int, entry: LedgerEntry, outcome: Recorded) -> None:
+    if outcome is Recorded.ACCEPTED:
+        report.accepted += 1
+    elif outcome is Recorded.DUPLICATE:
+        report.duplicates += 1
+    elif outcome is Recorded.UNDECIDED:
+        report.undecided += 1
+    else:
+        report.rejected.append(_conflict(index, entry))
 
 
 def _conflict(index: int, entry: LedgerEntry) -> Rejection:
@@ -212,4 +229,7 @@ def _digest(data: EventData) -> bytes:
 
 def _id_of(raw: object) -> str | None:
     found = raw.get("id") if isinstance(raw, dict) else None
-    return found if isinstance(found, str) and len(found) <= 200 else None
+    if not isinstance(found, str) or len(found) > MAX_ID_LENGTH:
+        return None
+    # It may hold half a surrogate pair, which no answer can.
+    return found.encode(errors="replace").decode()
