@@ -34,6 +34,7 @@ LINGER_S = 120
 """A send without an answer may still arrive for so long: twice what the function may run."""
 
 _MAX_STRAYS = 16
+_REFUSED_FOR_CONTENT = frozenset({RefusalCode.BAD_VALUE, RefusalCode.TOO_MANY_DIGITS})
 
 
 class Progress(StrEnum):
@@ -196,8 +197,11 @@ def give_up(
     *,
     unanswered_at_s: int | None,
 ) -> GiveUp:
-    """Give the entry up for that reason; as unknown, if an earlier send may have been applied."""
-    if unanswered_at_s is not None:
+    """Give the entry up for that reason; as unknown, if an earlier send may have been applied.
+
+    What is refused for its content alone was refused just so before.
+    """
+    if unanswered_at_s is not None and code not in _REFUSED_FOR_CONTENT:
         told = f"{message}; sent at {_moment(unanswered_at_s)} without an answer"
         return GiveUp(_problem(entry, Lapse.UNKNOWN, code, told))
     return GiveUp(_problem(entry, kind, code, message))

@@ -348,8 +348,9 @@ class _BatchRun:
             if wait_until_s is not None:
                 raise _HandBack("from the future", wait_until_s - self._run.now_s())
         except _HandBack:
-            if self._sending != self._saved:
-                self._save(replace(self._sending, intent=None))
+            answered = replace(self._sending, intent=None)
+            if answered != self._saved:
+                self._save(answered)
             raise
         self._finish()
 
