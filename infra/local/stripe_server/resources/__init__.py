@@ -1,0 +1,1 @@
+"""One module per family of Stripe's resources; each adds its routes and kinds."""
