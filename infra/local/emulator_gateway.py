@@ -15,7 +15,7 @@ import contextlib
 import logging
 from dataclasses import dataclass
 
-from infra.local.emulator_process import end_with_owner
+from infra.local.owned_process import end_with_owner
 
 BODY_LIMIT_BYTES = 10 * 1024 * 1024
 _HEAD_LIMIT_BYTES = 65_536
@@ -223,7 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--upstream-port", type=int, required=True)
     parser.add_argument("--host", required=True)
-    parser.add_argument("--calls", type=int, default=16)
+    parser.add_argument("--calls", type=int, default=8)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     end_with_owner()

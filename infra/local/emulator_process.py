@@ -6,28 +6,17 @@ a pipe on standard input: when the pipe closes, by whatever end its owner came t
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
-import signal
 import sys
+import tempfile
 import threading
+import zipfile
+from pathlib import Path
 from typing import Any
 
-_GRACE_S = 5.0
-
-
-def end_with_owner(grace_s: float = _GRACE_S) -> None:
-    """End this process group when standard input closes: asked first, then by force."""
-
-    def wait_for_owner() -> None:
-        while sys.stdin.buffer.read(4096):
-            continue
-        # Without a group of its own, the group is the owner's.
-        alone = os.getpgid(0) == os.getpid()
-        if alone:
-            threading.Timer(grace_s, os.killpg, (0, signal.SIGKILL)).start()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait_for_owner, name="owner", daemon=True).start()
+from infra.local.owned_process import end_with_owner
 
 
 def stream_partiql_inserts() -> None:
@@ -51,11 +40,43 @@ def stream_partiql_inserts() -> None:
     dynamodb._partiql_insert = insert_and_stream
 
 
+def share_layers() -> None:
+    """Unpack a layer once, for all processes, as AWS mounts one copy for all of them.
+
+    ministack 1.5.33 unpacks every layer for every process of every function: seconds each.
+    What a process gets instead is a layer that leads to the shared copy.
+    """
+    from ministack.services import lambda_svc
+
+    resolve = lambda_svc._resolve_layer_zip
+    shared = Path(tempfile.mkdtemp(prefix="layers-"))
+    lock = threading.Lock()
+
+    def resolve_shared(attachment: Any) -> bytes | None:
+        archive: bytes | None = resolve(attachment)
+        if archive is None:
+            return None
+        directory = shared / hashlib.sha256(archive).hexdigest()
+        with lock:
+            if not directory.exists():
+                with zipfile.ZipFile(io.BytesIO(archive)) as packed:
+                    packed.extractall(directory)
+        leading = io.BytesIO()
+        with zipfile.ZipFile(leading, "w") as packed:
+            packed.writestr(
+                "python/lib/python3/site-packages/layer.pth", f"{directory / 'python'}\n"
+            )
+        return leading.getvalue()
+
+    lambda_svc._resolve_layer_zip = resolve_shared
+
+
 def run_emulator() -> None:
     """Run the emulator in this process; functions run on `FUNCTION_PYTHON`."""
     from ministack import app
 
     stream_partiql_inserts()
+    share_layers()
     end_with_owner()
     # The emulator runs functions on its own interpreter, where every package of the development
     # environment could be imported. Functions are to see their layers alone.
