@@ -92,7 +92,7 @@ class LocalStack:
         stripe_key: str = "sk_test_local",
         enforce_iam: bool = False,
         log_level: str = "INFO",
-        calls_at_once: int = 16,
+        calls_at_once: int = 8,
     ) -> None:
         self.directory = LOCAL / f"{name}-{os.getpid()}"
         self.outputs: Mapping[str, str] = {}
@@ -140,6 +140,11 @@ class LocalStack:
         while self._processes:
             _end(self._processes.pop())
         shutil.rmtree(self.directory / "tmp", ignore_errors=True)
+
+    @property
+    def process_ids(self) -> list[int]:
+        """The emulator's and the gateways' process ids, each the leader of a group of its own."""
+        return [process.pid for process in self._processes]
 
     def client(self, service: str, **settings: Any) -> Any:
         """A boto3 client of the emulator."""

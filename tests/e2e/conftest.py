@@ -1,0 +1,131 @@
+"""The stack as `sam deploy` brings it up, next to the local Stripe, for a whole test session."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import botocore.session
+import pytest
+import urllib3
+
+from infra.local.stack import REGION, LocalStack
+from meterline.adapters.dynamodb_accounts import DynamoAccounts
+from meterline.adapters.dynamodb_wire import DynamoWire
+from meterline.domain.api_keys import ApiKey, Scope, hash_key
+
+STRIPE_KEY = "sk_test_local"
+_START_TIMEOUT_S = 60.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what lies here, so that `-m e2e` and `-m "not e2e"` tell it apart."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.e2e)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back: the status, the headers, the body as bytes and, where it is JSON, read."""
+
+    status: int
+    headers: Any
+    body: bytes
+
+    @property
+    def told(self) -> Any:
+        """The body read as JSON."""
+        return json.loads(self.body)
+
+
+class Api:
+    """The deployed API, called as any program would: HTTP to its address and nothing else."""
+
+    def __init__(self, url: str, usage_key: str, admin_key: str) -> None:
+        self.url = url
+        self.usage_key = usage_key
+        self.admin_key = admin_key
+        # A call is made once: a retry of ours would hide what a test is to see.
+        self._http = urllib3.PoolManager(maxsize=64, retries=False, timeout=60.0)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        key: str | None = None,
+        body: bytes | None = None,
+        content_type: str | None = "application/json",
+        headers: dict[str, str] | None = None,
+    ) -> Answer:
+        """Call with the bytes as they are."""
+        sent = dict(headers or {})
+        if key is not None:
+            sent["Authorization"] = f"Bearer {key}"
+        if body is not None and content_type is not None:
+            sent["Content-Type"] = content_type
+        answer = self._http.request(method, self.url + path, body=body, headers=sent)
+        return Answer(answer.status, answer.headers, answer.data)
+
+    def report(self, *events: dict[str, Any]) -> Answer:
+        """`POST /v1/usage` with the events."""
+        body = json.dumps({"events": events}).encode()
+        return self.call("POST", "/v1/usage", key=self.usage_key, body=body)
+
+    def put_customer(self, customer: str, **told: Any) -> Answer:
+        """`PUT /v1/customers/{id}`."""
+        body = json.dumps({"name": customer, "plan": "pro", **told}).encode()
+        return self.call("PUT", f"/v1/customers/{customer}", key=self.admin_key, body=body)
+
+
+@pytest.fixture(scope="session")
+def stripe_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A local Stripe of this session."""
+    directory = tmp_path_factory.mktemp("stripe")
+    ready = directory / "ready"
+    command = ["-m", "infra.local.stripe_server", "--port", "0", "--key", STRIPE_KEY]
+    with (directory / "stripe.log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, *command, "--ready-file", str(ready)], stdout=log, stderr=log
+        )
+    try:
+        deadline_s = time.monotonic() + _START_TIMEOUT_S
+        while not ready.exists():
+            assert server.poll() is None, (directory / "stripe.log").read_text()
+            assert time.monotonic() < deadline_s, "the local Stripe is not ready"
+            time.sleep(0.05)
+        yield str(json.loads(ready.read_text())["url"])
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+@pytest.fixture(scope="session")
+def stack(stripe_url: str) -> Iterator[LocalStack]:
+    """The deployed stack of this session, every function held to its role."""
+    with LocalStack("e2e", stripe_url=stripe_url, stripe_key=STRIPE_KEY, enforce_iam=True) as up:
+        yield up
+
+
+@pytest.fixture(scope="session")
+def api(stack: LocalStack) -> Api:
+    """The API, with a key of each scope."""
+    session = botocore.session.Session()
+    session.set_credentials("test", "test")
+    session.set_config_variable("region", REGION)
+    wire = DynamoWire(session, endpoint_url=stack.aws_url)
+    accounts = DynamoAccounts(wire, stack.outputs["AccountsTable"])
+    keys = {scope: f"mk_{secrets.token_urlsafe(24)}" for scope in (Scope.USAGE, Scope.ADMIN)}
+    for scope, key in keys.items():
+        accounts.add_key(ApiKey(hash_key(key), scope, frozenset({scope}), datetime.now(UTC), None))
+    return Api(stack.api_url, keys[Scope.USAGE], keys[Scope.ADMIN])
