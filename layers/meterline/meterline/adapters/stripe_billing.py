@@ -81,11 +81,12 @@ class StripeBilling:
         timeout_s: float = 10.0,
         pool_size: int = 10,
         now_s: Callable[[], float] = time.time,
+        http_client: stripe.HTTPClient | None = None,
     ) -> None:
         self._api_key = api_key
         self._api_base = api_base
         self._now_s = now_s
-        self._http = stripe.RequestsClient(
+        self._http = http_client or stripe.RequestsClient(
             timeout=(connect_timeout_s, timeout_s), session=_make_session(pool_size)
         )
         self._client: tuple[str, stripe.StripeClient] | None = None
