@@ -134,4 +134,8 @@ def _rejection(error: ErrorDetails) -> RejectedEventError:
 def _explain(error: ErrorDetails) -> str:
     if error["type"] == "string_pattern_mismatch" and error.get("ctx", {}).get("pattern") == _TEXT:
         return "Control characters are not allowed."
+    if error["type"] == "string_unicode":
+        return "Half of a surrogate pair is no text."
+    if error["type"] == "model_type":
+        return "This must be a JSON object."
     return f"{error['msg']}."
