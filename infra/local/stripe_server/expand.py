@@ -27,7 +27,7 @@ def _expand_path(account: Account, value: Json, parts: list[str], path: str) -> 
     if (value.get("object"), head) in _INCLUDABLE:
         stored = account.store("price").get(value["id"])
         if stored is not None and stored[f"_{head}"] is not None:
-            value[head] = stored[f"_{head}"]
+            value[head] = _include(value.get(head), stored[f"_{head}"], rest)
         return
     if head not in value:
         raise invalid_request(
@@ -46,3 +46,16 @@ def _expand_path(account: Account, value: Json, parts: list[str], path: str) -> 
     for item in child if isinstance(child, list) else [child]:
         if isinstance(item, dict):
             _expand_path(account, item, rest, path)
+
+
+def _include(shown: Json | None, stored: Json | list[Json], rest: list[str]) -> Json | list[Json]:
+    """Tiers as they are; a currency's own tiers only if the path names them."""
+    if isinstance(stored, list):
+        return stored
+    options = shown or {
+        currency: {key: value for key, value in option.items() if key != "tiers"}
+        for currency, option in stored.items()
+    }
+    if len(rest) == 2 and rest[1] == "tiers" and rest[0] in stored:
+        options[rest[0]]["tiers"] = stored[rest[0]]["tiers"]
+    return options

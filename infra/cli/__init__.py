@@ -1,0 +1,1 @@
+"""Setting Meterline up and operating it: `python -m infra.cli --help`."""

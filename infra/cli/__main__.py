@@ -1,0 +1,41 @@
+"""The one entry point. A command is a module of this package whose `command` is a click command.
+
+To add one: write `infra/cli/<name>.py` and put its name into COMMANDS.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+COMMANDS = ("setup",)
+
+_LAYER = Path(__file__).parents[2] / "layers" / "meterline"
+if str(_LAYER) not in sys.path:
+    # The service's package is a Lambda layer in this repository, not an installed distribution.
+    sys.path.append(str(_LAYER))
+
+
+class _Commands(click.Group):
+    """Loads a command's module only when it is asked for."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"infra.cli.{name}").command
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Set Meterline up and operate it."""
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m infra.cli")

@@ -1,0 +1,251 @@
+"""`setup`: meters, products, prices, webhook endpoint and event destination, from the catalog."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import click
+import stripe
+from rich.console import Console
+from rich.progress import Progress
+
+from infra.cli.attach_usage import Attached, ProrationBehavior, attach_usage, find_subscriptions
+from infra.cli.billing_setup import (
+    Action,
+    Applied,
+    Change,
+    SetupRefusedError,
+    Targets,
+    apply,
+    plan_changes,
+    read_account,
+)
+from infra.cli.stripe_access import open_client, read_key
+from meterline.catalog import (
+    CATALOG_DIR,
+    InvalidCatalogError,
+    Meter,
+    Plan,
+    read_meters,
+    read_plans,
+)
+
+__all__ = ["apply", "command", "plan_changes", "read_account"]
+
+
+def _read_pairs(_ctx: click.Context, param: click.Parameter, rows: tuple[str, ...]) -> Any:
+    pairs = {}
+    for row in rows:
+        plan, found, value = row.partition("=")
+        if not (plan and found and value):
+            raise click.BadParameter(f"{row!r} is not PLAN=ID", param=param)
+        pairs[plan] = value
+    return pairs
+
+
+_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command("setup")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print ids and changes as JSON.")
+@click.option("--stripe-url", help="Another server that speaks Stripe's API, e.g. a local one.")
+@click.option("--key-file", type=_file, help="Holds the key; otherwise STRIPE_API_KEY.")
+@click.option("--live", is_flag=True, help="Needed with a live key.")
+@click.option("--meters", type=_file, default=CATALOG_DIR / "meters.toml", help="Meters file.")
+@click.option("--plans", type=_file, default=CATALOG_DIR / "plans.toml", help="Plans file.")
+@click.option(
+    "--product", multiple=True, callback=_read_pairs, help="PLAN=prod_…: use this product."
+)
+@click.option(
+    "--base-price", multiple=True, callback=_read_pairs, help="PLAN=price_…: use this flat price."
+)
+@click.option("--webhook-url", help="Where Stripe sends events: endpoint and event destination.")
+@click.option("--events-url", help="Where thin events go, if not to --webhook-url.")
+@click.option(
+    "--secrets-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Signing secrets are written here (mode 600); needed when one is to be created.",
+)
+@click.option("--attach", is_flag=True, help="Add the metered item to existing subscriptions.")
+@click.option(
+    "--proration-behavior",
+    type=click.Choice(["create_prorations", "none", "always_invoice"]),
+    help="With --attach: there is no default, choose.",
+)
+@click.option("--test-clock", help="With --attach: the subscriptions of this test clock.")
+def command(
+    *,
+    dry_run: bool,
+    as_json: bool,
+    stripe_url: str | None,
+    key_file: Path | None,
+    live: bool,
+    meters: Path,
+    plans: Path,
+    product: Mapping[str, str],
+    base_price: Mapping[str, str],
+    webhook_url: str | None,
+    events_url: str | None,
+    secrets_file: Path | None,
+    attach: bool,
+    proration_behavior: str | None,
+    test_clock: str | None,
+) -> None:
+    """Create or update at Stripe what the catalog describes. A second run changes nothing."""
+    if attach and proration_behavior is None:
+        raise click.UsageError("--attach needs --proration-behavior: it changes what is billed")
+    targets = Targets(product, base_price, webhook_url, events_url)
+    client = open_client(read_key(key_file, live=live), stripe_url)
+    out = Console(stderr=as_json, highlight=False, soft_wrap=True)
+    try:
+        known_meters = read_meters(meters)
+        known_plans = read_plans(plans, known_meters)
+        _check_plans(known_plans, targets)
+        found = read_account(client, known_plans, targets)
+        changes = plan_changes(found, known_meters, known_plans, targets)
+        _check_secrets(changes, secrets_file)
+        for change in changes:
+            out.print(change.describe(), markup=False)
+        applied = _known(changes) if dry_run else apply(client, changes)
+        if applied.secrets and secrets_file is not None:
+            _write_secrets(secrets_file, applied.secrets)
+        attached = {}
+        if attach:
+            behavior = cast("ProrationBehavior", proration_behavior)
+            attached = {
+                plan.id: _attach(
+                    client, plan, applied, behavior, test_clock, dry_run=dry_run, out=out
+                )
+                for plan in known_plans.values()
+            }
+    except (SetupRefusedError, InvalidCatalogError) as error:
+        raise click.ClickException(str(error)) from error
+    except stripe.StripeError as error:
+        raise click.ClickException(f"Stripe: {error.user_message or error}") from error
+    changed = sum(change.action is not Action.KEEP for change in changes)
+    out.print(f"{changed} change{'' if changed == 1 else 's'}{' to make' if dry_run else ' made'}")
+    if as_json:
+        summary = _summarise(changes, applied, known_meters, known_plans, attached)
+        click.echo(json.dumps({"dry_run": dry_run, **summary}, indent=2))
+    if any(result.failed for result in attached.values()):
+        raise click.ClickException("not every subscription could be changed; run it again")
+
+
+def _check_plans(plans: Mapping[str, Plan], targets: Targets) -> None:
+    for plan in {**targets.products, **targets.base_prices}:
+        if plan not in plans:
+            raise SetupRefusedError(f"there is no plan {plan!r}: {', '.join(plans)}")
+
+
+def _check_secrets(changes: tuple[Change, ...], secrets_file: Path | None) -> None:
+    creates = any(
+        change.action is Action.CREATE
+        and change.resource in ("webhook_endpoint", "event_destination")
+        for change in changes
+    )
+    if creates and secrets_file is None:
+        raise click.UsageError(
+            "Stripe shows a signing secret only when it is created: give --secrets-file"
+        )
+
+
+def _write_secrets(path: Path, secrets: Mapping[str, str]) -> None:
+    known = json.loads(path.read_text()) if path.exists() else {}
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump({**known, **secrets}, file, indent=2)
+
+
+def _known(changes: tuple[Change, ...]) -> Applied:
+    """What a dry run can say: the ids of what is there already."""
+    ids = {
+        (change.resource, change.key): change.object_id
+        for change in changes
+        if change.object_id and change.action is not Action.ARCHIVE
+    }
+    return Applied(ids, {})
+
+
+def _attach(
+    client: stripe.StripeClient,
+    plan: Plan,
+    applied: Applied,
+    behavior: ProrationBehavior,
+    test_clock: str | None,
+    *,
+    dry_run: bool,
+    out: Console,
+) -> Attached:
+    base = applied.ids.get(("price", f"{plan.id}.base"))
+    if base is None:
+        out.print(f"plan {plan.id}: its base price is not there yet, so nothing has it")
+        return Attached()
+    subscriptions = find_subscriptions(client, base, test_clock)
+    with Progress(console=out, transient=True) as bar:
+        task = bar.add_task(f"plan {plan.id}", total=len(subscriptions))
+        result = attach_usage(
+            client,
+            plan,
+            subscriptions,
+            applied.ids.get(("price", f"{plan.id}.usage"), ""),
+            applied.ids.get(("meter", plan.meter), ""),
+            behavior,
+            dry_run=dry_run,
+            progress=lambda: bar.advance(task),
+        )
+    out.print(
+        f"plan {plan.id}: {len(result.added)} {'to add' if dry_run else 'added'}, "
+        f"{len(result.already)} had it, {len(result.skipped)} skipped, {len(result.failed)} failed"
+    )
+    for name, why in {**result.skipped, **result.failed}.items():
+        out.print(f"  {name}: {why}", markup=False)
+    return result
+
+
+def _summarise(
+    changes: tuple[Change, ...],
+    applied: Applied,
+    meters: Mapping[str, Meter],
+    plans: Mapping[str, Plan],
+    attached: Mapping[str, Attached],
+) -> dict[str, Any]:
+    ids = applied.ids
+    return {
+        "changes": [
+            {
+                "action": change.action,
+                "resource": change.resource,
+                "key": change.key,
+                "id": ids.get((change.resource, change.key)) or change.object_id,
+                "why": change.why,
+            }
+            for change in changes
+        ],
+        "meters": {meter: ids.get(("meter", meter)) for meter in meters},
+        "plans": {
+            plan: {
+                "product": ids.get(("product", plan)),
+                "prices": {
+                    "base": ids.get(("price", f"{plan}.base")),
+                    "metered": ids.get(("price", f"{plan}.usage")),
+                },
+            }
+            for plan in plans
+        },
+        "webhook_endpoint": ids.get(("webhook_endpoint", "webhook")),
+        "event_destination": ids.get(("event_destination", "meter_errors")),
+        "attached": {
+            plan: {
+                "added": result.added,
+                "already": result.already,
+                "skipped": result.skipped,
+                "failed": result.failed,
+            }
+            for plan, result in attached.items()
+        },
+    }

@@ -1,0 +1,34 @@
+"""The operator's access to Stripe: where the key comes from, and a client made with it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import stripe
+
+_TIMEOUT_S = 30.0
+_RETRIES = 2
+
+
+def read_key(key_file: Path | None, *, live: bool) -> str:
+    """The key from a file or STRIPE_API_KEY, never from the command line; live only if meant."""
+    key = key_file.read_text().strip() if key_file else os.environ.get("STRIPE_API_KEY", "")
+    if not key:
+        raise click.UsageError("no Stripe key: set STRIPE_API_KEY or give --key-file")
+    if "_live_" in key[:8] and not live:
+        raise click.UsageError("this is a live key: add --live if you mean it")
+    return key
+
+
+def open_client(key: str, stripe_url: str | None) -> stripe.StripeClient:
+    """A client of Stripe, or of another server that speaks its API."""
+    addresses: Any = {"api": stripe_url} if stripe_url else {}
+    return stripe.StripeClient(
+        key,
+        base_addresses=addresses,
+        http_client=stripe.RequestsClient(timeout=_TIMEOUT_S),
+        max_network_retries=_RETRIES,
+    )
