@@ -24,6 +24,10 @@ class StorageError(MeterlineError):
         self.message = message
 
 
+class BillingUnavailableError(MeterlineError):
+    """The billing layer answered late, not at all, or refused our key: nothing is known anew."""
+
+
 class UnauthenticatedError(MeterlineError):
     """No API key, or one that we do not know."""
 

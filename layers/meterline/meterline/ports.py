@@ -8,7 +8,7 @@ from enum import Enum, auto
 from typing import Protocol
 
 from meterline.domain.api_keys import ApiKey
-from meterline.domain.customers import Customer
+from meterline.domain.customers import Customer, User
 from meterline.domain.emission import (
     BatchDue,
     Billability,
@@ -23,6 +23,7 @@ from meterline.domain.emission import (
 )
 from meterline.domain.projection import Checkpoint, TotalsStep
 from meterline.domain.sending import BatchSending, HourSending
+from meterline.domain.subscriptions import Subscription
 from meterline.domain.usage import LedgerEntry
 from meterline.errors import MeterlineError
 
@@ -64,7 +65,62 @@ class CustomerAccounts(Protocol):
     def put_customer(
         self, customer: str, changes: Mapping[str, str | None], now: datetime
     ) -> Customer:
-        """Create a customer or change the named fields of one; a None takes a field away."""
+        """Create a customer or change the named fields of one; a None takes a field away.
+
+        Another `billing_customer` takes the subscription of the one before away with it.
+        """
+        ...
+
+    def list_customers(self, limit: int, after: str | None) -> Sequence[Customer]:
+        """Up to `limit` customers in the order of their ids, from the first one behind `after`.
+
+        A customer that was created a moment ago may not be in it yet.
+        """
+        ...
+
+    def list_users(self, customer: str) -> Sequence[User]:
+        """The customer's users, by id."""
+        ...
+
+    def put_users(self, customer: str, users: Sequence[User]) -> None:
+        """Make these the customer's users. Not all at once: after a failure, call it again."""
+        ...
+
+
+class SubscriptionRecords(Protocol):
+    """Subscriptions as they were last heard of, one for each customer."""
+
+    def get_customer(self, customer: str) -> Customer | None:
+        """One customer as it is now."""
+        ...
+
+    def get_subscription(self, customer: str) -> Subscription | None:
+        """The customer's subscription as last heard, read strongly consistently."""
+        ...
+
+    def replace_subscription(
+        self,
+        customer: str,
+        billing_customer: str,
+        before: Subscription | None,
+        after: Subscription | None,
+    ) -> None:
+        """Write `after` (None: take it away) in the place of `before`.
+
+        Raises `SupersededError` when the record is no longer `before`, or the customer is no
+        longer `billing_customer`: then nothing is written.
+        """
+        ...
+
+
+class Subscriptions(Protocol):
+    """What the billing layer says of subscriptions, now."""
+
+    def of(self, billing_customer: str, now: datetime) -> Subscription | None:
+        """The customer's subscription; None when it has none. `synced_at` is `now`.
+
+        Raises `BillingUnavailableError`.
+        """
         ...
 
 

@@ -1,32 +1,38 @@
-"""The `accounts` table: customers and API keys.
+"""The `accounts` table: customers, their users and subscriptions, and API keys.
 
-Items: pk `customer#<id>`, sk `profile`; pk `key#<hash>`, sk `key`. What every call needs is kept
-in the process for `CACHE_S` seconds. What is not there is looked for every time, so that a new
-customer or key counts at once.
+Items: pk `customer#<id>`, sk `profile`, `subscription` or `user#<id>`; pk `key#<hash>`, sk `key`.
+Profiles carry `kind`, so that the sparse index `by_kind` lists them by pk. What every call needs
+is kept in the process for `CACHE_S` seconds. What is not there is looked for every time, so that a
+new customer or key counts at once.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from meterline.adapters.dynamodb_wire import DynamoWire, back_off_s
+from meterline.adapters.dynamodb_wire import DynamoWire, TransactionCanceledError, back_off_s
 from meterline.domain.api_keys import ApiKey, Scope
-from meterline.domain.customers import Customer
+from meterline.domain.customers import Customer, Role, User
+from meterline.domain.periods import Interval, Period
+from meterline.domain.subscriptions import Subscription
 from meterline.domain.times import format_time, parse_time
-from meterline.errors import StorageUnavailableError
+from meterline.errors import StorageUnavailableError, SupersededError
 
 CACHE_S = 30.0
 """How long a revoked key or a changed customer may still be taken for what it was."""
 _CACHE_SIZE = 10_000
 _KEYS_PER_GET = 100
 _MAX_GETS = 8
+_WRITES_PER_CALL = 25
+"""What BatchWriteItem takes (DynamoDB API reference)."""
 
 
 class DynamoAccounts:
-    """Keeps `meterline.ports.Customers`, `ApiKeys` and `BillingCustomers`."""
+    """Keeps `meterline.ports.Customers`, `CustomerAccounts`, `SubscriptionRecords`, `ApiKeys` and
+    `BillingCustomers`."""
 
     def __init__(
         self, wire: DynamoWire, table: str, *, monotonic: Callable[[], float] = time.monotonic
@@ -89,32 +95,153 @@ class DynamoAccounts:
     def put_customer(
         self, customer: str, changes: Mapping[str, str | None], now: datetime
     ) -> Customer:
-        """Create a customer or change the named fields of one; a None takes a field away."""
-        names = {"#updated_at": "updated_at"}
-        values = {":now": {"S": format_time(now)}}
-        sets = ["#updated_at = :now", "created_at = if_not_exists(created_at, :now)"]
-        removes = []
-        for field, value in changes.items():
-            names[f"#{field}"] = field
-            if value is None:
-                removes.append(f"#{field}")
-            else:
-                values[f":{field}"] = {"S": value}
-                sets.append(f"#{field} = :{field}")
-        update = "SET " + ", ".join(sets) + (" REMOVE " + ", ".join(removes) if removes else "")
-        answer = self._wire.call(
-            "UpdateItem",
-            {
-                "TableName": self._table,
-                "Key": {"pk": {"S": f"customer#{customer}"}, "sk": {"S": "profile"}},
-                "UpdateExpression": update,
-                "ExpressionAttributeNames": names,
-                "ExpressionAttributeValues": values,
-                "ReturnValues": "ALL_NEW",
-            },
-        )
+        """Create a customer or change the named fields of one; a None takes a field away.
+
+        The subscription of another `billing_customer` goes in the same transaction, so that no
+        reader ever takes it for this one's.
+        """
+        update = {
+            "TableName": self._table,
+            "Key": _key(customer, "profile"),
+            **_write_changes(changes, now),
+        }
+        if "billing_customer" in changes:
+            before = self.get_customer(customer)
+            if before is not None and before.billing_customer != changes["billing_customer"]:
+                forget = {"TableName": self._table, "Key": _key(customer, "subscription")}
+                try:
+                    self._wire.call(
+                        "TransactWriteItems",
+                        {"TransactItems": [{"Update": update}, {"Delete": forget}]},
+                    )
+                except TransactionCanceledError as error:
+                    if not error.is_conflict:
+                        raise
+                    raise StorageUnavailableError(f"{customer} is being changed") from None
+                self._cache.pop(f"customer#{customer}", None)
+                after = self.get_customer(customer)
+                assert after is not None  # Customers are never deleted.
+                return after
+        answer = self._wire.call("UpdateItem", {**update, "ReturnValues": "ALL_NEW"})
         self._cache.pop(f"customer#{customer}", None)
         return _read_customer(answer["Attributes"])
+
+    def list_customers(self, limit: int, after: str | None) -> Sequence[Customer]:
+        """Up to `limit` customers by id, behind `after`; read from the index, so a moment late."""
+        condition, values = "kind = :kind", {":kind": {"S": "customer"}}
+        if after is not None:
+            condition += " AND pk > :after"
+            values[":after"] = {"S": f"customer#{after}"}
+        request = {
+            "TableName": self._table,
+            "IndexName": "by_kind",
+            "KeyConditionExpression": condition,
+            "ExpressionAttributeValues": values,
+        }
+        return [_read_customer(item) for item in self._query(request, limit)]
+
+    def list_users(self, customer: str) -> Sequence[User]:
+        """The customer's users by id, read strongly consistently."""
+        request = {
+            "TableName": self._table,
+            "KeyConditionExpression": "pk = :pk AND begins_with(sk, :user)",
+            "ExpressionAttributeValues": {
+                ":pk": {"S": f"customer#{customer}"},
+                ":user": {"S": "user#"},
+            },
+            "ConsistentRead": True,
+        }
+        return [_read_user(item) for item in self._query(request)]
+
+    def put_users(self, customer: str, users: Sequence[User]) -> None:
+        """Make these the customer's users: a write unit for each one that differs."""
+        before = {user.id: user for user in self.list_users(customer)}
+        wanted = {user.id: user for user in users}
+        writes: list[dict[str, Any]] = [
+            {"PutRequest": {"Item": _write_user(customer, user)}}
+            for user in wanted.values()
+            if before.get(user.id) != user
+        ]
+        writes += [
+            {"DeleteRequest": {"Key": _key(customer, f"user#{gone}")}}
+            for gone in before.keys() - wanted.keys()
+        ]
+        for start in range(0, len(writes), _WRITES_PER_CALL):
+            self._write_many(writes[start : start + _WRITES_PER_CALL])
+
+    def get_subscription(self, customer: str) -> Subscription | None:
+        """The customer's subscription as last heard, read strongly consistently."""
+        answer = self._wire.call(
+            "GetItem",
+            {
+                "TableName": self._table,
+                "Key": _key(customer, "subscription"),
+                "ConsistentRead": True,
+            },
+        )
+        return _read_subscription(answer["Item"]) if "Item" in answer else None
+
+    def replace_subscription(
+        self,
+        customer: str,
+        billing_customer: str,
+        before: Subscription | None,
+        after: Subscription | None,
+    ) -> None:
+        """Write `after` (None: take it away) in the place of `before`, or `SupersededError`."""
+        change: dict[str, Any] = {
+            "TableName": self._table,
+            "ConditionExpression": "attribute_not_exists(pk)",
+        }
+        if before is not None:
+            change["ConditionExpression"] = "synced_at = :before"
+            change["ExpressionAttributeValues"] = {":before": {"S": format_time(before.synced_at)}}
+        if after is not None:
+            item = {**_key(customer, "subscription"), **_write_subscription(after)}
+            action = {"Put": {**change, "Item": item}}
+        else:
+            action = {"Delete": {**change, "Key": _key(customer, "subscription")}}
+        is_same_customer = {
+            "TableName": self._table,
+            "Key": _key(customer, "profile"),
+            "ConditionExpression": "billing_customer = :billing_customer",
+            "ExpressionAttributeValues": {":billing_customer": {"S": billing_customer}},
+        }
+        try:
+            self._wire.call(
+                "TransactWriteItems",
+                {"TransactItems": [action, {"ConditionCheck": is_same_customer}]},
+            )
+        except TransactionCanceledError as error:
+            if error.is_conflict or "ConditionalCheckFailed" in error.reasons:
+                raise SupersededError(f"the subscription of {customer} changed meanwhile") from None
+            raise
+
+    def _query(
+        self, request: Mapping[str, Any], limit: int | None = None
+    ) -> Iterator[Mapping[str, Any]]:
+        left = limit
+        page = dict(request)
+        while True:
+            if left is not None:
+                page["Limit"] = left
+            answer = self._wire.call("Query", page)
+            yield from answer["Items"]
+            if left is not None:
+                left -= len(answer["Items"])
+            if "LastEvaluatedKey" not in answer or left == 0:
+                return
+            page["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+
+    def _write_many(self, writes: list[dict[str, Any]]) -> None:
+        request: Mapping[str, Any] = {self._table: writes}
+        for tries in range(1, _MAX_GETS + 1):
+            answer = self._wire.call("BatchWriteItem", {"RequestItems": request})
+            request = answer.get("UnprocessedItems") or {}
+            if not request:
+                return
+            time.sleep(back_off_s(tries))
+        raise StorageUnavailableError("the users could not be written in time")
 
     def _read_many(self, pks: set[str], sk: str) -> dict[str, Mapping[str, Any]]:
         """Items by partition key, from the cache or the table; what is not there is left out."""
@@ -162,3 +289,117 @@ def _read_customer(item: Mapping[str, Any]) -> Customer:
         created_at=parse_time(item["created_at"]["S"]),
         updated_at=parse_time(item["updated_at"]["S"]),
     )
+
+
+def _key(customer: str, sk: str) -> dict[str, Any]:
+    return {"pk": {"S": f"customer#{customer}"}, "sk": {"S": sk}}
+
+
+def _write_changes(changes: Mapping[str, str | None], now: datetime) -> dict[str, Any]:
+    """An UpdateItem's expression; names are all aliased, since `name` and `plan` are reserved."""
+    names = {"#updated_at": "updated_at", "#kind": "kind"}
+    values = {":now": {"S": format_time(now)}, ":kind": {"S": "customer"}}
+    sets = ["#updated_at = :now", "#kind = :kind", "created_at = if_not_exists(created_at, :now)"]
+    removes = []
+    for field, value in changes.items():
+        names[f"#{field}"] = field
+        if value is None:
+            removes.append(f"#{field}")
+        else:
+            values[f":{field}"] = {"S": value}
+            sets.append(f"#{field} = :{field}")
+    return {
+        "UpdateExpression": "SET "
+        + ", ".join(sets)
+        + (" REMOVE " + ", ".join(removes) if removes else ""),
+        "ExpressionAttributeNames": names,
+        "ExpressionAttributeValues": values,
+    }
+
+
+def _write_user(customer: str, user: User) -> dict[str, Any]:
+    item: dict[str, Any] = {**_key(customer, f"user#{user.id}"), "role": {"S": user.role.value}}
+    for field, value in (("name", user.name), ("email", user.email)):
+        if value is not None:
+            item[field] = {"S": value}
+    return item
+
+
+def _read_user(item: Mapping[str, Any]) -> User:
+    return User(
+        id=item["sk"]["S"].removeprefix("user#"),
+        name=item["name"]["S"] if "name" in item else None,
+        email=item["email"]["S"] if "email" in item else None,
+        role=Role(item["role"]["S"]),
+    )
+
+
+_SUBSCRIPTION_TEXTS = ("plan", "metered_item", "meter")
+_SUBSCRIPTION_TIMES = ("cancel_at", "ended_at", "trial_start", "trial_end", "metered_since")
+
+
+def _write_subscription(subscription: Subscription) -> dict[str, Any]:
+    item: dict[str, Any] = {
+        "subscription": {"S": subscription.id},
+        "status": {"S": subscription.status},
+        "currency": {"S": subscription.currency},
+        "prices": {"L": [{"S": price} for price in subscription.prices]},
+        "current_period_start": {"S": format_time(subscription.current.start)},
+        "current_period_end": {"S": format_time(subscription.current.end)},
+        "anchor": {"S": format_time(subscription.anchor)},
+        "interval": {"S": subscription.interval.value},
+        "interval_count": {"N": str(subscription.interval_count)},
+        "started_at": {"S": format_time(subscription.started_at)},
+        "synced_at": {"S": format_time(subscription.synced_at)},
+        "past": {
+            "L": [
+                {"L": [{"S": format_time(period.start)}, {"S": format_time(period.end)}]}
+                for period in subscription.past
+            ]
+        },
+    }
+    for field in _SUBSCRIPTION_TEXTS:
+        text = getattr(subscription, field)
+        if text is not None:
+            item[field] = {"S": text}
+    for field in _SUBSCRIPTION_TIMES:
+        moment = getattr(subscription, field)
+        if moment is not None:
+            item[field] = {"S": format_time(moment)}
+    return item
+
+
+def _read_subscription(item: Mapping[str, Any]) -> Subscription:
+    return Subscription(
+        id=item["subscription"]["S"],
+        status=item["status"]["S"],
+        plan=_read_text(item, "plan"),
+        currency=item["currency"]["S"],
+        prices=tuple(price["S"] for price in item["prices"]["L"]),
+        metered_item=_read_text(item, "metered_item"),
+        meter=_read_text(item, "meter"),
+        current=_read_period(item["current_period_start"], item["current_period_end"]),
+        anchor=parse_time(item["anchor"]["S"]),
+        interval=Interval(item["interval"]["S"]),
+        interval_count=int(item["interval_count"]["N"]),
+        started_at=parse_time(item["started_at"]["S"]),
+        cancel_at=_read_time(item, "cancel_at"),
+        ended_at=_read_time(item, "ended_at"),
+        trial_start=_read_time(item, "trial_start"),
+        trial_end=_read_time(item, "trial_end"),
+        synced_at=parse_time(item["synced_at"]["S"]),
+        past=tuple(_read_period(*period["L"]) for period in item["past"]["L"]),
+        metered_since=_read_time(item, "metered_since"),
+    )
+
+
+def _read_text(item: Mapping[str, Any], field: str) -> str | None:
+    return item[field]["S"] if field in item else None
+
+
+def _read_time(item: Mapping[str, Any], field: str) -> datetime | None:
+    return parse_time(item[field]["S"]) if field in item else None
+
+
+def _read_period(start: Mapping[str, str], end: Mapping[str, str]) -> Period:
+    return Period(parse_time(start["S"]), parse_time(end["S"]))
