@@ -82,8 +82,11 @@ class Head:
 
     @property
     def method(self) -> bytes:
-        """Of a request: its method."""
-        return self.lines[0].split(b" ", 1)[0]
+        """Of a request: its method. Raises MalformedMessageError."""
+        parts = self.lines[0].split(b" ")
+        if len(parts) != 3 or not parts[2].startswith(b"HTTP/1."):
+            raise MalformedMessageError(self.lines[0])
+        return parts[0]
 
     @property
     def status(self) -> int:
@@ -173,6 +176,7 @@ class Gateway:
 
     async def _hand_on(self, request: Head, body: bytes, writer: asyncio.StreamWriter) -> bool:
         """Hand one request on and its answer back; true when the connection must end with it."""
+        method = request.method
         try:
             from_upstream, to_upstream = await asyncio.open_connection(
                 "127.0.0.1", self._upstream_port, limit=_HEAD_LIMIT_BYTES
@@ -190,7 +194,7 @@ class Gateway:
                 writer.write(_answer(b"502 Bad Gateway", b"Bad Gateway"))
                 return True
             response = Head.parse(raw)
-            if request.method == b"HEAD" or response.status in (204, 304):
+            if method == b"HEAD" or response.status in (204, 304):
                 writer.write(response.kept_open())
             elif response.length_bytes is not None:
                 body = await from_upstream.readexactly(response.length_bytes)
