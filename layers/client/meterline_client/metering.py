@@ -39,11 +39,12 @@ from meterline_client.signals import Signal, SignalBoard
 from meterline_client.spool import Spool
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from meterline_client.authorizing import Authorizer, Holds, Leave
     from meterline_client.caching import Cache, CachedCalls
     from meterline_client.calls import Call, Measured
     from meterline_client.deferring import DeferredCalls
-    from pathlib import Path
 
 C = TypeVar("C")
 P = ParamSpec("P")

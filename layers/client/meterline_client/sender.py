@@ -150,7 +150,10 @@ class Sender:
             self._urgent.clear()
             self._wake.clear()
             self._adopt_when_due()
-            delay_s = self._send_waiting()
+            try:
+                delay_s = self._send_waiting()
+            except Exception as error:  # noqa: BLE001 - a dead sender would be a silent one
+                delay_s = self._delay("sender_failed", f"the sender failed: {error!r}", None)
             with self._progress:
                 self._progress.notify_all()
             if delay_s is not None and not self._stopping:

@@ -18,6 +18,7 @@ LEVELS: Mapping[str, int] = MappingProxyType(
         "event_lost": logging.CRITICAL,
         "event_rejected": logging.ERROR,
         "line_damaged": logging.ERROR,
+        "sender_failed": logging.CRITICAL,
         "service_refused": logging.ERROR,
         "service_unreachable": logging.WARNING,
         "spool_filling": logging.ERROR,

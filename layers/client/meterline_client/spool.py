@@ -172,13 +172,19 @@ class Spool:
             self._hold(line, error)
 
     def _write_whole(self, segment: _Segment, line: bytes) -> None:
-        written = self._write(segment.fd, line)
-        if written != len(line):
-            # A full disk takes a part of a line; readers never look past `written`, but whoever
-            # adopts the file after a crash would.
-            os.ftruncate(segment.fd, segment.written)
-            raise OSError(errno.ENOSPC, "the disk took a part of the line only")
-        segment.written += written
+        try:
+            written = self._write(segment.fd, line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, "the disk took a part of the line only")
+        except OSError:
+            # What the disk took of the line would stand before the next one.
+            try:
+                os.ftruncate(segment.fd, segment.written)
+            except OSError:
+                self._sealed.append(segment)
+                self._live = None
+            raise
+        segment.written += len(line)
 
     def _open_segment(self) -> _Segment:
         name = f"{self._instance}-{self._opened:08}"

@@ -55,6 +55,15 @@ class StreamWatch:
             self._broken = repr(error)
         return True
 
+    def settle_on_error(self, error: BaseException) -> None:
+        """The stream broke: by its connection, or because the provider says that the call failed.
+
+        Both SDKs keep the provider's own words in `body`, and nothing there otherwise.
+        """
+        if getattr(error, "body", None) is not None:
+            self._call.drop()
+        self.settle(f"the stream broke ({type(error).__name__})")
+
     def settle_on_close(self, reason: str) -> None:
         """The response was closed: by the app if nothing is being read, or else at its end."""
         if not self.is_reading:
@@ -69,20 +78,18 @@ class StreamWatch:
             call.give_up(f"an event of the stream cannot be read: {self._broken}")
             return
         accumulator = self._accumulator
+        if accumulator.failed:
+            call.drop()
+            return
         try:
             usage = accumulator.usage()
         except Exception as error:  # noqa: BLE001 - the app's stream must end as it would have
             call.give_up(f"the stream's usage cannot be read: {error!r}", self._response_id)
             return
         if usage is None:
-            if accumulator.failed:
-                call.drop()
-            else:
-                call.give_up(f"{reason}, and no usage was reported", self._response_id)
+            call.give_up(f"{reason}, and no usage was reported", self._response_id)
         elif accumulator.complete:
             call.settle(usage)
-        elif accumulator.failed and not usage.response_id:
-            call.drop()
         else:
             call.settle(usage, partial=True)
 
@@ -115,7 +122,7 @@ class WatchedIterator(Iterator[Any]):
             watch.settle("the stream ended")
             raise
         except BaseException as error:
-            watch.settle(f"the stream broke ({type(error).__name__})")
+            watch.settle_on_error(error)
             raise
         finally:
             watch.is_reading = False
@@ -152,7 +159,7 @@ class WatchedAsyncIterator(AsyncIterator[Any]):
             watch.settle("the stream ended")
             raise
         except BaseException as error:
-            watch.settle(f"the stream broke ({type(error).__name__})")
+            watch.settle_on_error(error)
             raise
         finally:
             watch.is_reading = False
