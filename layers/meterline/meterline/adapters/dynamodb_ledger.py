@@ -12,6 +12,7 @@ and stores every event twice (table and index).
 from __future__ import annotations
 
 import base64
+import itertools
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,6 @@ from typing import Any
 from zlib import crc32
 
 from meterline.adapters.dynamodb_wire import (
-    RETRYABLE_CODES,
     DynamoWire,
     Item,
     back_off_s,
@@ -54,8 +54,20 @@ _TEXTS = {
     "status": "s",
     "response_id": "i",
 }
-_RETRYABLE_STATEMENT_CODES = frozenset(code.removesuffix("Exception") for code in RETRYABLE_CODES)
+_RETRYABLE_STATEMENT_CODES = frozenset(
+    {
+        "InternalServerError",
+        "ItemCollectionSizeLimitExceeded",
+        "ProvisionedThroughputExceeded",
+        "RequestLimitExceeded",
+        "ThrottlingError",
+        "TransactionConflict",
+    }
+)
+"""What a statement of a batch may answer that is worth another try (DynamoDB API reference,
+BatchStatementError). These are not the codes of a whole call."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
 
 
 class DynamoLedger:
@@ -78,25 +90,33 @@ class DynamoLedger:
     def record(self, entries: Sequence[LedgerEntry]) -> Sequence[Recorded]:
         """Write entries whose keys are distinct, each if its key is new; one outcome each.
 
-        Costs two write units for each accepted entry of up to 1 KB, one for a known one.
+        Costs two write units for each accepted entry of up to 1 KB, one for a known one. What is
+        not decided after the ledger's `deadline_s` and the timeout of one call is `UNDECIDED`.
         """
+        give_up_at_s = time.monotonic() + self._deadline_s
         # Tells our own write from an earlier one, when the answer to the first try was lost.
         attempt = base64.b64encode(secrets.token_bytes(6)).decode()
         size = self._statements_per_call
         parts = [entries[start : start + size] for start in range(0, len(entries), size)]
         if len(parts) == 1:
-            return self._record_part(parts[0], attempt)
-        outcomes = self._threads.map(lambda part: self._record_part(part, attempt), parts)
+            return self._record_part(parts[0], attempt, give_up_at_s)
+        outcomes = self._threads.map(
+            lambda part: self._record_part(part, attempt, give_up_at_s), parts
+        )
         return [outcome for part in outcomes for outcome in part]
 
     def events_between(
         self, customer: str, start: datetime, end: datetime
     ) -> Iterator[LedgerEntry]:
         """The customer's events with start <= at < end, in time order, without a scan."""
-        day, last = start.astimezone(UTC).date(), end.astimezone(UTC).date()
-        while day <= last:
+        # Times are kept to the millisecond, so the end is left out by one of them.
+        first, last = _round_up(start), _round_up(end) - _MILLISECOND
+        if first > last:
+            return
+        day = first.date()
+        while day <= last.date():
             shards = (
-                self._query_shard(f"{customer}#{day:%Y%m%d}#{shard}", start, end)
+                self._query_shard(f"{customer}#{day:%Y%m%d}#{shard}", first, last)
                 for shard in range(DAY_SHARDS)
             )
             yield from merge(*shards, key=attrgetter("at"))
@@ -110,15 +130,16 @@ class DynamoLedger:
         )
         return read_item(answer["Item"]) if "Item" in answer else None
 
-    def _record_part(self, entries: Sequence[LedgerEntry], attempt: str) -> list[Recorded]:
+    def _record_part(
+        self, entries: Sequence[LedgerEntry], attempt: str, give_up_at_s: float
+    ) -> list[Recorded]:
         outcomes = [Recorded.UNDECIDED] * len(entries)
         items = [write_item(entry, attempt) for entry in entries]
         open_indexes = list(range(len(entries)))
         taken: list[int] = []
-        give_up_at_s = time.monotonic() + self._deadline_s
-        for tries in range(1, 20):
+        for tries in itertools.count(1):
             try:
-                written = self._insert([items[index] for index in open_indexes])
+                written = self._insert([items[index] for index in open_indexes], give_up_at_s)
             except StorageUnavailableError:
                 break
             retry = []
@@ -136,28 +157,29 @@ class DynamoLedger:
             if not retry or time.monotonic() + pause_s > give_up_at_s:
                 break
             time.sleep(pause_s)
-        for index, outcome in self._compare(taken, entries, attempt):
+        for index, outcome in self._compare(taken, entries, attempt, give_up_at_s):
             outcomes[index] = outcome
         return outcomes
 
-    def _insert(self, items: Sequence[Item]) -> list[str | None]:
+    def _insert(self, items: Sequence[Item], give_up_at_s: float) -> list[str | None]:
         """Write each item if its key is new; None for one that is written, else an error code."""
         if len(items) == 1:
             try:
-                self._wire.call(
+                self._call(
                     "PutItem",
                     {
                         "TableName": self._table,
                         "Item": items[0],
                         "ConditionExpression": "attribute_not_exists(k)",
                     },
+                    give_up_at_s,
                 )
             except StorageError as error:
                 if error.code != "ConditionalCheckFailedException":
                     raise
                 return ["DuplicateItem"]
             return [None]
-        answer = self._wire.call(
+        answer = self._call(
             "BatchExecuteStatement",
             {
                 "Statements": [
@@ -168,17 +190,22 @@ class DynamoLedger:
                     for item in items
                 ]
             },
+            give_up_at_s,
         )
         return [told["Error"]["Code"] if "Error" in told else None for told in answer["Responses"]]
 
     def _compare(
-        self, indexes: Sequence[int], entries: Sequence[LedgerEntry], attempt: str
+        self,
+        indexes: Sequence[int],
+        entries: Sequence[LedgerEntry],
+        attempt: str,
+        give_up_at_s: float,
     ) -> Iterator[tuple[int, Recorded]]:
         """What the entries at `indexes`, whose keys are taken, are to what the ledger holds."""
         for start in range(0, len(indexes), KEYS_PER_GET):
             part = indexes[start : start + KEYS_PER_GET]
             try:
-                held = self._get_digests([entries[index].key.text for index in part])
+                held = self._get_digests([entries[index].key.text for index in part], give_up_at_s)
             except StorageUnavailableError:
                 return
             for index in part:
@@ -193,7 +220,9 @@ class DynamoLedger:
                 else:
                     yield index, Recorded.CONFLICT
 
-    def _get_digests(self, keys: Sequence[str]) -> Mapping[str, tuple[bytes, str]]:
+    def _get_digests(
+        self, keys: Sequence[str], give_up_at_s: float
+    ) -> Mapping[str, tuple[bytes, str]]:
         held: dict[str, tuple[bytes, str]] = {}
         request: Mapping[str, Any] = {
             self._table: {
@@ -203,7 +232,7 @@ class DynamoLedger:
             }
         }
         for tries in range(1, 8):
-            answer = self._wire.call("BatchGetItem", {"RequestItems": request})
+            answer = self._call("BatchGetItem", {"RequestItems": request}, give_up_at_s)
             for item in answer["Responses"].get(self._table, ()):
                 held[item["k"]["S"]] = (base64.b64decode(item["x"]["B"]), item["w"]["B"])
             request = answer.get("UnprocessedKeys") or {}
@@ -212,16 +241,23 @@ class DynamoLedger:
             time.sleep(back_off_s(tries))
         return held
 
-    def _query_shard(self, shard: str, start: datetime, end: datetime) -> Iterator[LedgerEntry]:
+    def _call(
+        self, operation: str, request: Mapping[str, Any], give_up_at_s: float
+    ) -> dict[str, Any]:
+        left_s = give_up_at_s - time.monotonic()
+        if left_s <= 0:
+            raise StorageUnavailableError(f"{operation}: no time was left for it")
+        return self._wire.call(operation, request, deadline_s=left_s)
+
+    def _query_shard(self, shard: str, first: datetime, last: datetime) -> Iterator[LedgerEntry]:
         request: dict[str, Any] = {
             "TableName": self._table,
             "IndexName": "by_day",
-            "KeyConditionExpression": "d = :d AND t BETWEEN :start AND :end",
+            "KeyConditionExpression": "d = :d AND t BETWEEN :first AND :last",
             "ExpressionAttributeValues": {
                 ":d": {"S": shard},
-                ":start": {"S": format_time(start)},
-                # Times are kept to the millisecond, so the end is left out by one of them.
-                ":end": {"S": format_time(end - timedelta(milliseconds=1))},
+                ":first": {"S": format_time(first)},
+                ":last": {"S": format_time(last)},
             },
         }
         while True:
@@ -231,6 +267,11 @@ class DynamoLedger:
             if "LastEvaluatedKey" not in answer:
                 return
             request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+
+
+def _round_up(moment: datetime) -> datetime:
+    """The moment in UTC, or the next whole millisecond after it."""
+    return moment.astimezone(UTC) + timedelta(microseconds=-moment.microsecond % 1000)
 
 
 @lru_cache(maxsize=512)

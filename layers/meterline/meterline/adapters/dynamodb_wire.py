@@ -8,6 +8,7 @@ signature stay botocore's.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -74,24 +75,30 @@ class DynamoWire:
         if not region:
             raise ConfigurationError("no AWS region is set")
         self._region: str = region
-        self._endpoint = endpoint_url or _endpoint_url(self._session, region)
+        self.endpoint_url = endpoint_url or _endpoint_url(self._session, region)
         self._credentials = self._session.get_credentials()
         self._attempts = attempts
         self._deadline_s = deadline_s
-        url = urllib3.util.parse_url(self._endpoint)
+        url = urllib3.util.parse_url(self.endpoint_url)
         self._path = (url.path or "/").rstrip("/") + "/"
         self._pool = urllib3.connectionpool.connection_from_url(
-            self._endpoint,
+            self.endpoint_url,
             maxsize=pool_size,
             timeout=urllib3.Timeout(connect=1.0, read=timeout_s),
             retries=False,
         )
         self._lock = threading.Lock()
 
-    def call(self, operation: str, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Make one call; `request` and the answer are DynamoDB's JSON (bytes are base64 text)."""
+    def call(
+        self, operation: str, request: Mapping[str, Any], *, deadline_s: float = math.inf
+    ) -> dict[str, Any]:
+        """Make one call; `request` and the answer are DynamoDB's JSON (bytes are base64 text).
+
+        `deadline_s` is the caller's own, where that is shorter. A try that began before the
+        deadline runs to its end, so an answer may take one timeout longer.
+        """
         body = to_json(request)
-        give_up_at_s = time.monotonic() + self._deadline_s
+        give_up_at_s = time.monotonic() + min(self._deadline_s, deadline_s)
         for attempt in range(self._attempts):
             if attempt:
                 pause_s = back_off_s(attempt)
@@ -110,7 +117,12 @@ class DynamoWire:
                 why = f"{operation}: {error}"
                 continue
             if answer.status == 200:
-                decoded: dict[str, Any] = from_json(answer.data)
+                try:
+                    decoded: dict[str, Any] = from_json(answer.data)
+                except ValueError as error:
+                    # Cut on its way: like a lost answer, it does not say what was done.
+                    why = f"{operation}: {error}"
+                    continue
                 return decoded
             code, message = _read_error(answer)
             why = f"{operation}: {code}: {message}"
@@ -123,7 +135,7 @@ class DynamoWire:
     def _sign(self, operation: str, body: bytes) -> dict[str, str]:
         request = AWSRequest(
             "POST",
-            self._endpoint,
+            self.endpoint_url,
             headers={
                 "X-Amz-Target": f"DynamoDB_20120810.{operation}",
                 "Content-Type": "application/x-amz-json-1.0",
