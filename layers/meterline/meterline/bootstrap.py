@@ -55,12 +55,21 @@ def authenticate_and_manage_customers(
     """What `manage_customers` is made of."""
     from meterline.adapters.dynamodb_accounts import DynamoAccounts
     from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.adapters.secrets_api_key import SecretApiKey
+    from meterline.adapters.stripe_subscriptions import StripeSubscriptions
     from meterline.catalog import load_plans
     from meterline.services.authenticate import Authenticate
     from meterline.services.manage_customers import ManageCustomers
+    from meterline.services.sync_subscriptions import SyncSubscriptions
 
     accounts = DynamoAccounts(DynamoWire(), require(environment, "ACCOUNTS_TABLE"))
-    return Authenticate(accounts), ManageCustomers(accounts, load_plans())
+    subscriptions = StripeSubscriptions(
+        SecretApiKey(require(environment, "STRIPE_SECRET_ID")),
+        api_base=environment.get("STRIPE_API_BASE") or None,
+    )
+    plans = load_plans()
+    sync = SyncSubscriptions(accounts, subscriptions, plans)
+    return Authenticate(accounts), ManageCustomers(accounts, accounts, sync, plans)
 
 
 def project_usage(environment: Environment) -> ProjectUsage:
