@@ -1,2 +1,29 @@
-def lambda_handler(event, context):
-    return {"statusCode": 200, "body": "hello"}
+"""`GET /openapi.json`: the API's own description."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from aws_lambda_powertools import Logger
+from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from meterline.http import answer, make_app
+from meterline.schemas.openapi import build_document
+
+logger = Logger()
+app: APIGatewayHttpResolver = make_app(logger)
+document = cache(build_document)
+
+
+@app.get("/openapi.json")
+def get_document() -> Response[str]:
+    """The document; it changes only with a deployment."""
+    return answer(200, document(), {"Cache-Control": "public, max-age=300"})
+
+
+@logger.inject_lambda_context
+def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    """API Gateway's HTTP API, payload format 2.0."""
+    return app.resolve(event, context)

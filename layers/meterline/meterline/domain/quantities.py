@@ -14,7 +14,9 @@ MAX_SUB_UNITS = 10**MAX_DIGITS - 1
 
 _WIDE = Context(prec=60, rounding=ROUND_HALF_UP)
 """Wide enough that no product of admitted numbers is rounded on the way."""
-_DECIMAL_TEXT = re.compile(r"[0-9]{1,40}(\.[0-9]{1,40})?\Z", re.ASCII)
+QUANTITY_PATTERN = r"^[0-9]{1,40}(\.[0-9]{1,40})?$"
+"""A reported quantity: plain decimal notation."""
+_DECIMAL_TEXT = re.compile(QUANTITY_PATTERN)
 _WHOLE = Decimal(1)
 
 
@@ -27,7 +29,7 @@ def round_to_sub_units(quantity: Decimal, meter: Meter) -> Decimal:
 def parse_quantity(reported: str | int, meter: Meter) -> Decimal:
     """Read a reported quantity: plain decimal notation, not negative, no finer than a sub-unit."""
     text = str(reported)
-    if not _DECIMAL_TEXT.match(text):
+    if not _DECIMAL_TEXT.fullmatch(text):
         raise RejectedEventError(
             "invalid_quantity",
             'data.quantity must be a decimal string such as "12.5": digits, no sign or exponent.',

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from meterline.domain.quantities import QUANTITY_PATTERN
 from meterline.errors import InvalidRequestError, RejectedEventError
 
 MAX_EVENTS = 1_000
@@ -41,20 +42,40 @@ class EventData(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    meter: Label
-    user: Label | None = None
-    action: Label | None = None
-    provider: Label | None = None
-    model: Label | None = None
-    usage: dict[Annotated[str, _text(64)], TokenCount] | None = Field(
-        default=None, min_length=1, max_length=16
-    )
-    quantity: Annotated[str, Field(max_length=82)] | Annotated[int, Field(ge=0)] | None = None
-    cached: bool = False
-    authorization: Label | None = None
-    tier: Label | None = None
-    status: Literal["complete", "partial"] | None = None
-    response_id: Label | None = None
+    meter: Annotated[Label, Field(examples=["credits"])]
+    user: Annotated[Label | None, Field(description="The customer's user who caused it.")] = None
+    action: Annotated[Label | None, Field(description="What the user did with the app.")] = None
+    provider: Annotated[Label | None, Field(examples=["anthropic"])] = None
+    model: Annotated[Label | None, Field(examples=["claude-sonnet-4-5"])] = None
+    usage: Annotated[
+        dict[Annotated[str, _text(64)], TokenCount] | None,
+        Field(
+            min_length=1,
+            max_length=16,
+            description="Tokens of each kind, and each token in one kind only: input_tokens, "
+            "output_tokens, cache_read_tokens, cache_write_tokens, cache_write_1h_tokens.",
+        ),
+    ] = None
+    quantity: Annotated[
+        Annotated[str, Field(max_length=82, json_schema_extra={"pattern": QUANTITY_PATTERN})]
+        | Annotated[int, Field(ge=0)]
+        | None,
+        Field(description="In the meter's own unit, exact, no finer than its sub-unit."),
+    ] = None
+    cached: Annotated[
+        bool, Field(description="Answered from a cache of the app's own: it costs nothing.")
+    ] = False
+    authorization: Annotated[
+        Label | None, Field(description="The authorization that this event settles.")
+    ] = None
+    tier: Annotated[Label | None, Field(description="The provider's service tier.")] = None
+    status: Annotated[
+        Literal["complete", "partial"] | None,
+        Field(description="partial when the provider's answer was cut short."),
+    ] = None
+    response_id: Annotated[
+        Label | None, Field(description="The provider's id of its answer, kept as evidence.")
+    ] = None
 
 
 class UsageEvent(BaseModel):
@@ -63,11 +84,17 @@ class UsageEvent(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     specversion: Literal["1.0"]
-    id: SenderText
+    id: Annotated[
+        SenderText,
+        Field(description="Made once for each unit of work and kept on every retry."),
+    ]
     source: SenderText
     type: Literal["meterline.usage"]
-    subject: CustomerId
-    time: Annotated[str, Field(max_length=64)] | None = None
+    subject: Annotated[CustomerId, Field(description="The customer's id.")]
+    time: Annotated[
+        Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})] | None,
+        Field(description="When it was used: RFC 3339. Left out, it is when the call came."),
+    ] = None
     datacontenttype: Annotated[str, Field(pattern=r"^application/([a-z.+-]+\+)?json")] | None = None
     data: EventData
 

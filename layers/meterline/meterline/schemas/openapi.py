@@ -1,0 +1,436 @@
+"""The OpenAPI document: made from the models that the functions read with, and from one table.
+
+The table says which call answers which codes; tests hold it against the routes of the template,
+against every code in the source, and against real answers of the deployed API.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import models_json_schema
+
+from meterline.domain.api_keys import Scope
+from meterline.http import MAX_BODY_BYTES
+from meterline.schemas.answers import (
+    CustomerAnswer,
+    CustomerPage,
+    GatewayMessage,
+    InvalidBodyProblem,
+    Problem,
+    UndecidedProblem,
+    UsageAnswer,
+)
+from meterline.schemas.customers import DEFAULT_LIMIT, MAX_LIMIT, CustomerInput
+from meterline.schemas.events import MAX_EVENTS, CustomerId, UsageEvent
+
+API_VERSION: Final = "1.0"
+
+PROBLEMS: Final[Mapping[str, tuple[int, ...]]] = {
+    "body_too_large": (413,),
+    "empty_body": (400,),
+    "forbidden": (403,),
+    "internal_error": (500,),
+    "invalid_body": (400, 422),
+    "invalid_cursor": (400,),
+    "invalid_customer_id": (400,),
+    "invalid_json": (400,),
+    "invalid_limit": (400,),
+    "no_events": (400,),
+    "not_found": (404,),
+    "storage_unavailable": (503,),
+    "too_many_events": (413,),
+    "unauthenticated": (401,),
+    "unknown_plan": (422,),
+    "unsupported_content_encoding": (415,),
+    "unsupported_media_type": (415,),
+}
+"""Every code of a problem, and the statuses that it comes with."""
+
+REJECTIONS: Final[Mapping[str, str]] = {
+    "ambiguous_quantity": "It has both data.usage and data.quantity.",
+    "conflict": "An event of that customer, source and id is known with other content; it stays.",
+    "invalid_event": "It is not a JSON object.",
+    "invalid_field": "A field is not what it must be; the message says which.",
+    "invalid_quantity": "data.quantity is not a decimal string.",
+    "invalid_time": "time is not an RFC 3339 time with its zone.",
+    "missing_field": "A field is missing; the message says which.",
+    "missing_quantity": "It has neither data.usage nor data.quantity, or not the one needed.",
+    "quantity_too_fine": "data.quantity is no whole number of the meter's sub-units.",
+    "quantity_too_large": "It is more than a billing layer takes at once.",
+    "time_in_future": "time is more than 5 minutes ahead.",
+    "time_too_old": "time is more than two years ago.",
+    "unknown_customer": "There is no such customer. Create it, and send the event again.",
+    "unknown_field": "data has a field that nobody here knows.",
+    "unknown_meter": "There is no such meter.",
+    "unknown_model": "The rate card has no rate for that model; it is never priced at zero.",
+    "unknown_usage_kind": "The rate card has no rate for that kind of tokens of that model.",
+}
+"""Every code of an event that is not taken, and what it means."""
+
+_AUTHENTICATION = ("unauthenticated", "forbidden")
+_BODY = (
+    "unsupported_media_type",
+    "unsupported_content_encoding",
+    "body_too_large",
+    "empty_body",
+    "invalid_json",
+)
+_OURS = ("internal_error", "storage_unavailable")
+_GATEWAY_STATUSES = (413, 429, 500, 503)
+_PROBLEM_MODELS: Mapping[str, type[Problem]] = {
+    "invalid_body": InvalidBodyProblem,
+    "storage_unavailable": UndecidedProblem,
+}
+_STATUS_WORDS = {
+    400: "The call cannot be read.",
+    401: "No API key, or one that is not known.",
+    403: "The API key has not the scope that the call needs.",
+    404: "There is no such thing.",
+    413: "Too much for one call.",
+    415: "A body in a form that the call does not take.",
+    422: "The body is not what the call takes.",
+    429: "Too many calls a second. Wait, and send it again.",
+    500: "Something went wrong on our side. Send it again; nothing counts twice.",
+    503: "The storage did not answer in time. Send it again; nothing counts twice.",
+}
+_EVENT = {
+    "specversion": "1.0",
+    "id": "req_8f2",
+    "source": "backend/reports",
+    "type": "meterline.usage",
+    "subject": "acme",
+    "time": "2026-11-22T06:00:00Z",
+    "data": {
+        "meter": "credits",
+        "user": "u_9",
+        "action": "report.generate",
+        "provider": "anthropic",
+        "model": "claude-sonnet-4-5",
+        "usage": {
+            "input_tokens": 1200,
+            "output_tokens": 350,
+            "cache_read_tokens": 0,
+            "cache_write_tokens": 0,
+        },
+    },
+}
+_EVENT_OF_QUANTITY = {
+    **_EVENT,
+    "id": "report-17",
+    "data": {"meter": "outcomes", "quantity": "1", "action": "report.generate"},
+}
+_CUSTOMER = {"name": "Acme Ltd", "plan": "pro", "billing_customer": "cus_QXg1o8vcGmoR32"}
+_USER = {"id": "u_9", "name": "Kim", "email": "kim@acme.example", "role": "admin"}
+_LISTED_CUSTOMER = {
+    "id": "acme",
+    "email": "billing@acme.example",
+    **_CUSTOMER,
+    "created_at": "2026-11-22T06:00:00.000Z",
+    "updated_at": "2026-11-22T07:30:00.000Z",
+}
+_ACCOUNT = {
+    **_LISTED_CUSTOMER,
+    "users": [_USER],
+    "subscription": {
+        "id": "sub_1SWKD2",
+        "status": "active",
+        "plan": "pro",
+        "meter": "credits",
+        "currency": "usd",
+        "current_period": {
+            "start": "2026-11-03T00:00:00.000Z",
+            "end": "2026-12-03T00:00:00.000Z",
+        },
+        "ends_at": None,
+        "trial_end": None,
+        "synced_at": "2026-11-22T06:00:00.000Z",
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One call of the API: what the document says of it."""
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    description: str
+    status: int
+    answer: type[BaseModel] | None
+    example: Any
+    codes: Sequence[str]
+    """Codes of its problems; an `invalid_body` comes as 400 where `statuses` does not say else."""
+    scope: Scope | None = None
+    statuses: Mapping[str, int] | None = None
+    body: Mapping[str, Any] | None = None
+    """What the call takes: media types, as OpenAPI writes them."""
+    parameters: Sequence[Mapping[str, Any]] = ()
+
+
+def _refer(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def _examples(**values: Any) -> dict[str, Any]:
+    return {name: {"value": value} for name, value in values.items()}
+
+
+_CUSTOMER_ID = {
+    "name": "id",
+    "in": "path",
+    "required": True,
+    "schema": TypeAdapter(CustomerId).json_schema(),
+}
+
+
+def _usage_body() -> dict[str, Any]:
+    event = _refer(UsageEvent)
+    events = {"type": "array", "minItems": 1, "maxItems": MAX_EVENTS, "items": event}
+    wrapped = {"type": "object", "required": ["events"], "properties": {"events": events}}
+    return {
+        "application/json": {
+            "schema": {"anyOf": [wrapped, events, event]},
+            "examples": _examples(
+                events={"events": [_EVENT, _EVENT_OF_QUANTITY]},
+                list=[_EVENT],
+                one=_EVENT,
+            ),
+        },
+        "application/cloudevents+json": {"schema": event, "examples": _examples(one=_EVENT)},
+        "application/cloudevents-batch+json": {
+            "schema": events,
+            "examples": _examples(batch=[_EVENT, _EVENT_OF_QUANTITY]),
+        },
+    }
+
+
+OPERATIONS: Final = (
+    Operation(
+        "POST",
+        "/v1/usage",
+        "reportUsage",
+        "Report usage",
+        f"One event, a list of events, or an object that holds a list; up to {MAX_EVENTS} events "
+        f"and {MAX_BODY_BYTES} bytes. Each event is judged by itself: a bad one never costs the "
+        "others. An event is known by its customer (`subject`), `source` and `id`, for ever and "
+        "whatever its time: after any failure, send the whole call again.",
+        202,
+        UsageAnswer,
+        {
+            "accepted": 1,
+            "duplicates": 1,
+            "ignored": 0,
+            "rejected": [
+                {
+                    "index": 2,
+                    "id": "req_8f4",
+                    "code": "unknown_model",
+                    "message": "The rate card has no rate for anthropic claude-9.",
+                }
+            ],
+        },
+        (*_AUTHENTICATION, *_BODY, "invalid_body", "no_events", "too_many_events", *_OURS),
+        Scope.USAGE,
+        body=_usage_body(),
+    ),
+    Operation(
+        "PUT",
+        "/v1/customers/{id}",
+        "putCustomer",
+        "Create a customer, or make it what the call says",
+        "A field that is null or left out is taken away, but for `users`: left out, they stay. The "
+        "same call again is harmless.",
+        200,
+        CustomerAnswer,
+        {**_LISTED_CUSTOMER, "users": [], "subscription": None},
+        (
+            *_AUTHENTICATION,
+            *_BODY,
+            "invalid_customer_id",
+            "not_found",
+            "invalid_body",
+            "unknown_plan",
+            *_OURS,
+        ),
+        Scope.ADMIN,
+        {"invalid_body": 422},
+        parameters=(_CUSTOMER_ID,),
+        body={
+            "application/json": {
+                "schema": _refer(CustomerInput),
+                "examples": _examples(
+                    customer=_CUSTOMER, with_users={**_CUSTOMER, "users": [_USER]}
+                ),
+            }
+        },
+    ),
+    Operation(
+        "GET",
+        "/v1/customers/{id}",
+        "getCustomer",
+        "Show a customer",
+        "The customer as it is now.",
+        200,
+        CustomerAnswer,
+        _ACCOUNT,
+        (*_AUTHENTICATION, "invalid_customer_id", "not_found", *_OURS),
+        Scope.ADMIN,
+        parameters=(_CUSTOMER_ID,),
+    ),
+    Operation(
+        "GET",
+        "/v1/customers",
+        "listCustomers",
+        "List customers",
+        "Customers in the order of their ids, page by page.",
+        200,
+        CustomerPage,
+        {"customers": [_LISTED_CUSTOMER], "next_cursor": None},
+        (*_AUTHENTICATION, "invalid_limit", "invalid_cursor", *_OURS),
+        Scope.ADMIN,
+        parameters=(
+            {
+                "name": "limit",
+                "in": "query",
+                "schema": {
+                    "type": "integer",
+                    "minimum": 1,
+                    "maximum": MAX_LIMIT,
+                    "default": DEFAULT_LIMIT,
+                },
+            },
+            {
+                "name": "cursor",
+                "in": "query",
+                "description": "`next_cursor` of the page before.",
+                "schema": {"type": "string"},
+            },
+        ),
+    ),
+    Operation(
+        "GET",
+        "/openapi.json",
+        "getOpenapi",
+        "This document",
+        "No API key is needed.",
+        200,
+        None,
+        None,
+        ("internal_error",),
+    ),
+)
+"""Every call of the API."""
+
+
+def build_document() -> dict[str, Any]:
+    """The document, OpenAPI 3.1."""
+    paths: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+    for operation in OPERATIONS:
+        paths[operation.path][operation.method.lower()] = _write_operation(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Meterline",
+            "version": API_VERSION,
+            "description": "Usage-based billing: report what was used, once or as often as you "
+            "like; it is billed once. Errors are application/problem+json with a stable `code`.",
+        },
+        "servers": [{"url": "/"}],
+        "paths": dict(paths),
+        "components": {
+            "schemas": _write_schemas(),
+            "securitySchemes": {
+                "apiKey": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API key with the scope that the call names.",
+                }
+            },
+        },
+    }
+
+
+def _write_schemas() -> dict[str, Any]:
+    models = (
+        *(UsageEvent, CustomerInput, UsageAnswer, CustomerAnswer, CustomerPage),
+        *(Problem, InvalidBodyProblem, UndecidedProblem, GatewayMessage),
+    )
+    _, document = models_json_schema(
+        [(model, "validation") for model in models],
+        ref_template="#/components/schemas/{model}",
+    )
+    schemas: dict[str, Any] = document["$defs"]
+    rejection = schemas["RejectedEvent"]["properties"]["code"]
+    rejection["enum"] = sorted(REJECTIONS)
+    rejection["description"] = "\n".join(
+        f"- {code}: {REJECTIONS[code]}" for code in sorted(REJECTIONS)
+    )
+    for name in ("Problem", "InvalidBodyProblem", "UndecidedProblem"):
+        schemas[name]["properties"]["code"]["enum"] = sorted(PROBLEMS)
+    return schemas
+
+
+def _write_operation(operation: Operation) -> dict[str, Any]:
+    success: dict[str, Any] = {"description": "Done."}
+    if operation.answer is None:
+        success["content"] = {"application/json": {"schema": {"type": "object"}}}
+    else:
+        success["content"] = {
+            "application/json": {
+                "schema": _refer(operation.answer),
+                "examples": _examples(answer=operation.example),
+            }
+        }
+    written: dict[str, Any] = {
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "description": operation.description,
+        "security": [] if operation.scope is None else [{"apiKey": [operation.scope.value]}],
+        "responses": {str(operation.status): success, **_write_problems(operation)},
+    }
+    if operation.parameters:
+        written["parameters"] = list(operation.parameters)
+    if operation.body is not None:
+        written["requestBody"] = {"required": True, "content": operation.body}
+    return written
+
+
+def _write_problems(operation: Operation) -> dict[str, Any]:
+    """One response for each status, with the codes that come with it."""
+    by_status: defaultdict[int, list[str]] = defaultdict(list)
+    for code in operation.codes:
+        by_status[(operation.statuses or {}).get(code, PROBLEMS[code][0])].append(code)
+    for status in _GATEWAY_STATUSES:
+        if status != 413 or operation.body is not None:
+            by_status[status] += ()
+    return {
+        str(status): _write_problem(status, codes) for status, codes in sorted(by_status.items())
+    }
+
+
+def _write_problem(status: int, codes: Sequence[str]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    if codes:
+        models = {_PROBLEM_MODELS.get(code, Problem) for code in codes}
+        schemas = [_refer(model) for model in sorted(models, key=lambda model: model.__name__)]
+        content["application/problem+json"] = {
+            "schema": {
+                **(schemas[0] if len(schemas) == 1 else {"anyOf": schemas}),
+                "properties": {"code": {"enum": list(codes)}, "status": {"const": status}},
+            }
+        }
+    if status in _GATEWAY_STATUSES:
+        content["application/json"] = {"schema": _refer(GatewayMessage)}
+    response: dict[str, Any] = {"description": _STATUS_WORDS[status], "content": content}
+    if status == 401:
+        response["headers"] = {"WWW-Authenticate": {"schema": {"const": "Bearer"}}}
+    if status == 503:
+        response["headers"] = {"Retry-After": {"schema": {"type": "string"}}}
+    return response
