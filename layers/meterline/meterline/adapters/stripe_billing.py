@@ -189,8 +189,9 @@ class StripeBilling:
             ends.append(min(at_s or now_s + _SHORT_CACHE_S, now_s + _SHORT_CACHE_S))
         until_s = min(ends)
         if until_s <= now_s:
-            # A test clock may stand behind our time; without one the turn is a moment away.
-            until_s = now_s + 1.0
+            # Stripe turns the period in a moment (a test clock, when it is moved). Until then the
+            # old start is the safe one: the old period's invoice is a draft for an hour at least.
+            until_s = now_s + _SHORT_CACHE_S
         return _Cached(BillableFrom(min(starts)), min(until_s, now_s + _LONG_CACHE_S))
 
     def _stripe(self) -> stripe.StripeClient:
