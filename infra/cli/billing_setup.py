@@ -301,11 +301,12 @@ def _price_changes(
     if there["active"] and there["metadata"].get(_DIGEST) == params["metadata"][_DIGEST]:
         yield Change(Action.KEEP, "price", key, {}, str(there["id"]))
         return
-    why = f"replaces {there['id']}; subscriptions that have the old price keep it"
-    yield Change(Action.CREATE, "price", key, {**params, "transfer_lookup_key": True}, None, why)
     if there["active"]:
+        # First, so that a run broken off here is mended by the next one.
         archive = {"active": False}
         yield Change(Action.ARCHIVE, "price", f"{key}.old", archive, str(there["id"]))
+    why = f"replaces {there['id']}; subscriptions that have the old price keep it"
+    yield Change(Action.CREATE, "price", key, {**params, "transfer_lookup_key": True}, None, why)
 
 
 def _digest(params: Mapping[str, Any]) -> str:

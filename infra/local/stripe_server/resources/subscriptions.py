@@ -785,6 +785,12 @@ def change_items(
         new_price = (
             _read_price(account, row, where) if row.get("price") or row.get("plan") else None
         )
+        if row.get("quantity") is not None and is_metered(
+            new_price or account.get("price", item["price"])
+        ):
+            raise invalid_request(
+                "You cannot set the quantity for metered plans.", param=f"{where}[quantity]"
+            )
         price_changes = new_price is not None and new_price["id"] != item["price"]
         if price_changes or row.get("quantity", item["quantity"]) != item["quantity"]:
             _close_item(account, subscription, item, behavior, now)
