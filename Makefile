@@ -30,6 +30,8 @@ $(INSTALLED): requirements/dev.txt
 	test -x $(BIN)/uv || { awk '/^uv==/ {on=1} on {print} on && !/\\$$/ {exit}' requirements/dev.txt > $(VENV)/uv.txt \
 		&& $(BIN)/python -m pip install --quiet --require-hashes --no-deps -r $(VENV)/uv.txt; }
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements/dev.txt
+	@# The layers' packages, importable from wherever their folders stand.
+	$(BIN)/python -c 'import pathlib, site; pathlib.Path(site.getsitepackages()[0], "meterline.pth").write_text("../../../../layers/meterline\n../../../../layers/client\n")'
 	touch $@
 
 run: $(INSTALLED) ## Everything on this machine: emulator, local Stripe, a workload. ONCE=1 ends, TRACE=FILE replays

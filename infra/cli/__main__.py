@@ -5,18 +5,11 @@ To add one: write `infra/cli/<name>.py` and put its name into COMMANDS.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from pathlib import Path
 
 import click
 
 COMMANDS = ("setup",)
-
-_LAYER = Path(__file__).parents[2] / "layers" / "meterline"
-if str(_LAYER) not in sys.path:
-    # The service's package is a Lambda layer in this repository, not an installed distribution.
-    sys.path.append(str(_LAYER))
 
 
 class _Commands(click.Group):
