@@ -26,6 +26,7 @@ from stripe.params.billing import MeterCreateParams
 
 from infra.local.stripe_server import LocalStripe
 from meterline.adapters.dynamodb_emissions import DynamoEmissions, batch_item
+from meterline.adapters.secrets_api_key import SecretApiKey
 from meterline.adapters.sqs_emission import SqsEmissionInbox
 from meterline.adapters.sqs_emission_queue import SqsEmissionQueue
 from meterline.adapters.stripe_billing import StripeBilling
@@ -46,6 +47,7 @@ from meterline.domain.emission import (
     Unknown,
 )
 from meterline.domain.usage import EventKey
+from meterline.errors import ConfigurationError, StorageUnavailableError
 from meterline.schemas.emission import read_deliveries
 from meterline.services.emit_usage import EmitUsage, RetryPolicy
 from tests.emission_fakes import FakeCustomers, FakeTotals
@@ -675,6 +677,29 @@ def test_the_function_sends_counts_and_answers_with_what_is_to_come_again(
     assert answer == {"batchItemFailures": [{"itemIdentifier": messages[0]["MessageId"]}]}
     counts = read_metrics(capsys.readouterr().out)
     assert (counts["EventsEmitted"], counts["EmissionRetries"]) == (0, 3)
+
+
+@pytest.mark.parametrize("secret", ["{}", '{"api_key": ""}', "[]"])
+def test_a_secret_that_holds_no_key_is_a_mistake_that_shows(
+    aws: Store, monkeypatch: pytest.MonkeyPatch, secret: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", aws.url)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    name = f"stripe-{uuid.uuid4().hex}"
+    _make_client(aws.url, "secretsmanager").create_secret(Name=name, SecretString=secret)
+    with pytest.raises(ConfigurationError, match=name):
+        SecretApiKey(name)()
+
+
+def test_a_queue_that_does_not_answer_is_an_error_of_ours_with_a_name(aws: Store) -> None:
+    nowhere = f"{aws.url}/000000000000/nowhere.fifo"
+    inbox = SqsEmissionInbox(nowhere, nowhere, lambda: _make_client(aws.url, "sqs"))
+    with pytest.raises(StorageUnavailableError, match="SQS"):
+        inbox.park(BatchDue("a", "credits", "b"), dedupe="1", code="refused", message="x")
+    with pytest.raises(StorageUnavailableError, match="SQS"):
+        inbox.delay(["r"], 1)
 
 
 def test_the_function_reads_an_hours_total_from_the_totals_table(

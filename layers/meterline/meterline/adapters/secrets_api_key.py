@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from meterline.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from aws_lambda_powertools.utilities.parameters import SecretsProvider
 
 _MAX_AGE_S = 300
 """A rotated key counts after five minutes at the latest."""
@@ -13,12 +18,15 @@ class SecretApiKey:
 
     def __init__(self, secret_id: str) -> None:
         self._secret_id = secret_id
+        self._provider: SecretsProvider | None = None
 
     def __call__(self) -> str:
-        # Imported late: it loads boto3's Secrets Manager client, which only a first send needs.
-        from aws_lambda_powertools.utilities import parameters
+        if self._provider is None:
+            # Imported late: it loads boto3's client, which only a first send needs.
+            from aws_lambda_powertools.utilities.parameters import SecretsProvider
 
-        secret = parameters.get_secret(self._secret_id, transform="json", max_age=_MAX_AGE_S)
+            self._provider = SecretsProvider()
+        secret = self._provider.get(self._secret_id, transform="json", max_age=_MAX_AGE_S)
         key = secret.get("api_key") if isinstance(secret, dict) else None
         if not isinstance(key, str) or not key:
             raise ConfigurationError(f"the secret {self._secret_id} holds no api_key")

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from meterline.adapters.dynamodb_emissions import partition_key
@@ -90,6 +88,10 @@ def _translated() -> Iterator[None]:
 
 
 def _make_client() -> SQSClient:
+    # Imported late: most cold starts end without a message to hand back.
+    import boto3
+    from botocore.config import Config
+
     config = Config(
         connect_timeout=1, read_timeout=5, retries={"mode": "standard", "max_attempts": 4}
     )
