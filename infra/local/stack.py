@@ -21,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -66,16 +67,6 @@ def _free_port() -> int:
         return port
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 class LocalStack:
     """The template, deployed on an emulator that only this object uses.
 
@@ -94,7 +85,9 @@ class LocalStack:
         log_level: str = "INFO",
         calls_at_once: int = 8,
     ) -> None:
-        self.directory = LOCAL / f"{name}-{os.getpid()}"
+        self._name = name
+        self._kept = contextlib.ExitStack()
+        self.directory = LOCAL
         self.outputs: Mapping[str, str] = {}
         self.api_url = ""
         self.aws_url = ""
@@ -125,8 +118,12 @@ class LocalStack:
 
     def start(self) -> None:
         """Start the emulator, build and deploy. Raises StackFailedError."""
-        _sweep_directories()
-        (self.directory / "tmp").mkdir(parents=True)
+        LOCAL.mkdir(exist_ok=True)
+        with _locked(LOCAL / "stacks.lock"):
+            _sweep_directories()
+            self.directory = Path(tempfile.mkdtemp(prefix=f"{self._name}-", dir=LOCAL))
+            self._kept.enter_context(_locked(self.directory / "owner.lock"))
+        (self.directory / "tmp").mkdir()
         template = self._build()
         self._start_emulator()
         self._store_secret()
@@ -139,7 +136,9 @@ class LocalStack:
         """End every process of this stack and throw its state away; its logs stay."""
         while self._processes:
             _end(self._processes.pop())
-        shutil.rmtree(self.directory / "tmp", ignore_errors=True)
+        if self.directory != LOCAL:
+            shutil.rmtree(self.directory / "tmp", ignore_errors=True)
+        self._kept.close()
 
     @property
     def process_ids(self) -> list[int]:
@@ -262,7 +261,6 @@ class LocalStack:
     def _build(self) -> Path:
         """`sam build` for this interpreter, once for each state of what it is made of."""
         digest = _digest_of_inputs()
-        LOCAL.mkdir(exist_ok=True)
         builds = LOCAL / "sam"
         built = builds / digest / "template.yaml"
         builds.mkdir(exist_ok=True)
@@ -417,8 +415,11 @@ def _remove_old_builds(builds: Path) -> None:
 
 
 def _sweep_directories() -> None:
-    """Remove what stacks of processes that are gone have left."""
-    for directory in LOCAL.glob("*-*"):
-        pid = directory.name.rpartition("-")[2]
-        if directory.is_dir() and pid.isdigit() and not _is_alive(int(pid)):
-            shutil.rmtree(directory, ignore_errors=True)
+    """Remove what is left of stacks whose owners are gone: nobody holds their locks any more."""
+    for owner in LOCAL.glob("*/owner.lock"):
+        with owner.open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            shutil.rmtree(owner.parent, ignore_errors=True)
