@@ -196,7 +196,7 @@ def live_through(world: World, dice: random.Random, more: Callable[[], None]) ->
 
 def random_batches(seed: int) -> tuple[World, list[EmissionEntry], Counter[str]]:
     dice = random.Random(seed)
-    world = World(jitter=dice.random, seconds_left=dice.choice([20.0, 60.0]))
+    world = World(jitter=dice.random, seconds_left=dice.choice([25.0, 60.0]))
     world.billing.weather = Weather(dice, dice.choice([0.0, 0.05, 0.3, 0.8]), 400)
     entries: list[EmissionEntry] = []
 

@@ -364,12 +364,12 @@ def test_a_value_of_more_than_15_digits_is_refused(value: int, sent: int) -> Non
 
 
 def test_a_call_that_runs_out_of_time_keeps_its_progress_and_hands_back_at_once() -> None:
-    world = World(seconds_left=20)
+    world = World(seconds_left=25)
     entries = make_entries(30)
     due = world.add_batch(entries)
     world.billing.before_effect = lambda usage: world.clock.move(1)
     (handed,) = world.emitter()(
-        world.queue.receive(), lambda: 20 - (world.clock.at - START).total_seconds()
+        world.queue.receive(), lambda: 25 - (world.clock.at - START).total_seconds()
     ).handed_back
     assert (handed.reason, handed.delay_s) == ("out of time", 0)
     assert world.store.sendings[due].progress == "s" * 6 + "." * 24
@@ -570,6 +570,34 @@ def test_a_final_period_keeps_the_rest_of_an_hour_as_late() -> None:
     )
     assert world.billing.calls == 1
     assert not world.queue.dead
+
+
+def test_the_hour_in_which_a_subscription_begins_is_billed_from_its_beginning_on() -> None:
+    world = World(window=True)
+    began_s = int(HOUR.timestamp()) + 1380
+    world.billing.start_s = began_s
+    world.add_hour(HOUR, 100)
+    world.drain()
+    world.add_hour(HOUR, 5)
+    world.drain()
+    assert [(usage.at_s, usage.sub_units) for usage in world.billing.accepted] == [
+        (began_s, 100),
+        (began_s, 105),
+    ]
+    assert not world.store.problems
+
+
+def test_an_hour_that_was_billed_in_a_period_that_is_final_is_not_billed_again_in_the_next() -> (
+    None
+):
+    world = World(window=True)
+    world.add_hour(HOUR, 100)
+    world.drain()
+    world.billing.start_s = int(HOUR.timestamp()) + 1380
+    world.add_hour(HOUR, 5)
+    world.drain()
+    assert [usage.sub_units for usage in world.billing.accepted] == [100]
+    assert (only_problem(world).kind, only_problem(world).sub_units) == (Lapse.LATE, 5)
 
 
 def test_a_refused_hour_is_parked_once_and_mended_by_a_redrive() -> None:

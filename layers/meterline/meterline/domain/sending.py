@@ -288,7 +288,21 @@ class HourSending:
         latest = sorted(strays.items(), key=lambda stray: stray[1])[-_MAX_STRAYS:]
         return replace(self, strays=dict(latest))
 
-    def begin(self, total: HourTotal, hour: datetime, now_s: int) -> HourSending:
+    def earliest_s(self, hour: datetime, billable_from_s: int) -> int:
+        """From when on the hour's total can be dated so that it is billed, or the hour's start.
+
+        A period may begin inside an hour: a new subscription, or anchors that are not aligned to
+        the hour. What was sent before it lies in the period before, and stays there.
+        """
+        hour_s = int(hour.timestamp())
+        is_untouched = not self.event_at_s or self.event_at_s >= billable_from_s
+        if hour_s < billable_from_s < hour_s + 3600 and is_untouched:
+            return billable_from_s
+        return hour_s
+
+    def begin(
+        self, total: HourTotal, hour: datetime, now_s: int, earliest_s: int = 0
+    ) -> HourSending:
         """Begin to send the total; its timestamp lies in the hour, not ahead, and never falls."""
         hour_s = int(hour.timestamp())
         sequence = self.sequence + 1
@@ -296,7 +310,7 @@ class HourSending:
         return replace(
             self,
             sequence=sequence,
-            event_at_s=max(self.event_at_s, event_at_s),
+            event_at_s=max(self.event_at_s, event_at_s, earliest_s),
             attempt=Attempt(total.sub_units, now_s),
         )
 

@@ -116,7 +116,7 @@ class RetryPolicy:
     tries: int = 4
     base_s: float = 0.2
     cap_s: float = 5.0
-    reserve_s: float = 15.0
+    reserve_s: float = 20.0
     """What must be left of the call for one more try and the save after it."""
     threads: int = 10
 
@@ -517,8 +517,10 @@ class _HourRun:
         if meter is None:
             return self._give_up(total, (Lapse.REFUSED, *_unknown_meter(self._due.meter)))
         billing_customer, billable = self._run.find_billing(self._due.customer)
+        billed_from_s = billable.at_s if isinstance(billable, BillableFrom) else 0
+        earliest_s = self._sending.earliest_s(self._due.hour, billed_from_s)
         lapse = find_lapse(
-            int(self._due.hour.timestamp()),
+            earliest_s,
             total.sub_units,
             limits=self._job.billing.limits,
             billable=billable,
@@ -528,7 +530,7 @@ class _HourRun:
             return self._give_up(total, lapse)
         self._wait_for_hour()
         self._run.check_time()
-        self._save(self._sending.begin(total, self._due.hour, self._run.now_s()))
+        self._save(self._sending.begin(total, self._due.hour, self._run.now_s(), earliest_s))
         assert self._sending.attempt is not None
         usage = BillableUsage(
             billing_customer,
