@@ -20,9 +20,14 @@ from meterline_client.reading import AnthropicStream, OpenAIChatStream, OpenAIRe
 from meterline_client.signals import SignalBoard
 from meterline_client.wrapping_streams import (
     Accumulator,
+    Filter,
     StreamWatch,
     WatchedAsyncIterator,
     WatchedIterator,
+    filter_chat,
+    filter_messages,
+    filter_responses,
+    keep_all,
     watch_close,
 )
 
@@ -38,18 +43,20 @@ class _Endpoint:
     """A path whose calls are billed, and what reads its stream."""
 
     stream: Callable[[], Accumulator] | None = None
+    make_filter: Callable[[], Filter] = keep_all
+    """Which of a stream's many events say anything of usage."""
     asks_for_usage: bool = False
     """Usage in the stream must be asked for, with `stream_options.include_usage`."""
 
 
 ANTHROPIC_ENDPOINTS: Mapping[str, _Endpoint] = {
-    "/v1/messages": _Endpoint(AnthropicStream),
+    "/v1/messages": _Endpoint(AnthropicStream, filter_messages),
     "/v1/complete": _Endpoint(),
 }
 OPENAI_ENDPOINTS: Mapping[str, _Endpoint] = {
-    "/chat/completions": _Endpoint(OpenAIChatStream, asks_for_usage=True),
-    "/completions": _Endpoint(OpenAIChatStream, asks_for_usage=True),
-    "/responses": _Endpoint(OpenAIResponsesStream),
+    "/chat/completions": _Endpoint(OpenAIChatStream, filter_chat, asks_for_usage=True),
+    "/completions": _Endpoint(OpenAIChatStream, filter_chat, asks_for_usage=True),
+    "/responses": _Endpoint(OpenAIResponsesStream, filter_responses),
     "/embeddings": _Endpoint(),
 }
 
@@ -189,7 +196,7 @@ class _StainlessSeam:
             work_id = getattr(result, "id", None)
             call = self._opener.find_deferred(self._provider, work_id) if work_id else None
             if call is not None:
-                call.settle_body(result)
+                call.settle_body(_summarize(result))
         elif (
             options.method.lower() == "post"
             and self._find_endpoint(options) is None
@@ -213,7 +220,7 @@ class _StainlessSeam:
 
     def _watch_result(self, call: Call, endpoint: _Endpoint, hides: bool, result: Any) -> None:
         if hasattr(type(result), "model_dump"):
-            if call.settle_body(result) is not None:
+            if call.settle_body(_summarize(result)) is not None:
                 self._opener.defer(call, result.id, None)
             return
         response = getattr(result, "http_response", None)
@@ -222,7 +229,7 @@ class _StainlessSeam:
         if response is not None:
             _watch_raw(call, endpoint, response)
         elif hasattr(result, "_iterator") and endpoint.stream is not None:
-            watch = StreamWatch(call, endpoint.stream(), hide_usage=hides)
+            watch = StreamWatch(call, endpoint.stream(), endpoint.make_filter(), hide_usage=hides)
             if hasattr(result, "__anext__"):
                 result._iterator = WatchedAsyncIterator(result._iterator, watch)
             else:
@@ -232,6 +239,38 @@ class _StainlessSeam:
             call.settle_body(result)
 
 
+_SUMMARY = ("id", "type", "model", "status", "service_tier", "usage")
+
+
+def _summarize(result: Any) -> Mapping[str, Any]:
+    """What an SDK's object says of usage, as plain dicts: reading those costs a third."""
+    fields = result.__dict__
+    summary = {name: fields[name] for name in _SUMMARY if name in fields}
+    extra = result.__pydantic_extra__
+    if extra:
+        summary.update({name: extra[name] for name in _SUMMARY if name in extra})
+    usage = summary.get("usage")
+    if hasattr(type(usage), "model_dump"):
+        summary["usage"] = _flatten(usage)
+    return summary
+
+
+def _flatten(part: Any) -> dict[str, Any]:
+    """An SDK's object as the fields that were set, as `to_dict` would, at a tenth of its cost."""
+    told = part.model_fields_set
+    found = {name: value for name, value in part.__dict__.items() if name in told}
+    if part.__pydantic_extra__:
+        found.update(part.__pydantic_extra__)
+    for name, value in found.items():
+        if hasattr(type(value), "model_dump"):
+            found[name] = _flatten(value)
+        elif type(value) is list:
+            found[name] = [
+                _flatten(entry) if hasattr(type(entry), "model_dump") else entry for entry in value
+            ]
+    return found
+
+
 def _watch_raw(call: Call, endpoint: _Endpoint, response: Any) -> None:
     if response.is_stream_consumed:
         settle_bytes(call, response.content)
@@ -239,7 +278,7 @@ def _watch_raw(call: Call, endpoint: _Endpoint, response: Any) -> None:
     content_type = response.headers.get("content-type", "")
     watch = None
     if endpoint.stream is not None and content_type.startswith("text/event-stream"):
-        watch = StreamWatch(call, endpoint.stream(), hide_usage=False)
+        watch = StreamWatch(call, endpoint.stream(), keep_all(), hide_usage=False)
     watch_bytes(response, ByteWatch(call, watch))
 
 

@@ -25,13 +25,70 @@ class Accumulator(Protocol):
         """What has been reported so far."""
 
 
+Filter = Callable[[Any], bool]
+"""Says whether one event of a stream says anything of usage."""
+
+
+def keep_all() -> Filter:
+    """Every event matters."""
+    return lambda _: True
+
+
+def filter_messages() -> Filter:
+    """Of Anthropic's events, those that carry usage or an error."""
+    kinds = frozenset({"message_start", "message_delta", "error"})
+    return lambda event: getattr(event, "type", None) in kinds
+
+
+def filter_responses() -> Filter:
+    """Of the Responses' events, the first, which names the response, and the last."""
+    kinds = frozenset(
+        {
+            "response.created",
+            "response.completed",
+            "response.incomplete",
+            "response.failed",
+            "error",
+        }
+    )
+    return lambda event: getattr(event, "type", None) in kinds
+
+
+def filter_chat() -> Filter:
+    """Of a chat's chunks, those with usage, and each choice's first and last."""
+    known: set[int] = set()
+
+    def matters(chunk: Any) -> bool:
+        if getattr(chunk, "usage", None) is not None:
+            return True
+        for choice in getattr(chunk, "choices", None) or ():
+            if choice.finish_reason is not None or choice.index not in known:
+                known.add(choice.index)
+                return True
+        return False
+
+    return matters
+
+
 class StreamWatch:
     """One stream's accumulator and call, and how the stream's end settles the call."""
 
-    __slots__ = ("_accumulator", "_broken", "_call", "_hide_usage", "_response_id", "is_reading")
+    __slots__ = (
+        "_accumulator",
+        "_broken",
+        "_call",
+        "_hide_usage",
+        "_response_id",
+        "is_reading",
+        "matters",
+    )
 
-    def __init__(self, call: Call, accumulator: Accumulator, *, hide_usage: bool) -> None:
+    def __init__(
+        self, call: Call, accumulator: Accumulator, matters: Filter, *, hide_usage: bool
+    ) -> None:
         self._call = call
+        self.matters = matters
+        """Whether `see` need be told of an event: asked of each, so that most cost little."""
         self._accumulator = accumulator
         self._hide_usage = hide_usage
         self._response_id: str | None = None
@@ -116,7 +173,7 @@ class WatchedIterator(Iterator[Any]):
         watch.is_reading = True
         try:
             event = next(self._inner)
-            while not watch.see(event):
+            while watch.matters(event) and not watch.see(event):
                 event = next(self._inner)
         except StopIteration:
             watch.settle("the stream ended")
@@ -153,7 +210,7 @@ class WatchedAsyncIterator(AsyncIterator[Any]):
         watch.is_reading = True
         try:
             event = await anext(self._inner)
-            while not watch.see(event):
+            while watch.matters(event) and not watch.see(event):
                 event = await anext(self._inner)
         except StopAsyncIteration:
             watch.settle("the stream ended")

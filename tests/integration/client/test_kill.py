@@ -24,7 +24,8 @@ def test_every_call_handed_back_is_in_the_ledger_exactly_once_despite_100_kills(
     provider.reset()
     ledger.reset()
     rng = random.Random(7)
-    ledger.script(*(rng.choice([503, "lost", "ok", "ok", "ok"]) for _ in range(400)))
+    moods: list[int | str] = [503, "lost", "ok", "ok", "ok"]
+    ledger.script(*(rng.choice(moods) for _ in range(400)))
 
     outcome = run_killed_workers(ledger.url, "test-key", provider.url, tmp_path)
 
