@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +23,7 @@ from meterline.adapters.dynamodb_wire import (
 )
 from meterline.domain.emission import HourTotal
 from meterline.domain.projection import (
+    Ahead,
     Checkpoint,
     Increment,
     PendingEmission,
@@ -48,9 +50,10 @@ class DynamoTotals:
         item = self._get(f"shard#{shard}", "checkpoint")
         if item is None:
             return Checkpoint()
-        pending = item.get("pending")
         return Checkpoint(
-            int(item["through"]["S"]), _read_pending(pending["S"]) if pending else None
+            int(item["through"]["S"]) if "through" in item else None,
+            _read_pending(item["pending"]["S"]) if "pending" in item else None,
+            Ahead(*map(int, item["ahead"]["S"].split(":"))) if "ahead" in item else None,
         )
 
     def apply(self, shard: str, expected: Checkpoint, step: TotalsStep) -> Checkpoint:
@@ -60,11 +63,9 @@ class DynamoTotals:
         `StorageUnavailableError` when other transactions were in the way for too long.
         """
         now = datetime.now(UTC)
-        pending = step.pending()
+        moved = Checkpoint(step.through, step.pending() or None, step.ahead)
         # The checkpoint goes first, so that its reason is the first of a refused transaction.
-        actions: list[dict[str, Any]] = [
-            {"Update": self._move(shard, expected, step.through, pending)}
-        ]
+        actions: list[dict[str, Any]] = [{"Update": self._move(shard, expected, moved)}]
         for day, hours in step.days.items():
             total = Increment(
                 sum(increment.sub_units for increment in hours.values()),
@@ -88,13 +89,15 @@ class DynamoTotals:
                     raise
                 time.sleep(back_off_s(tries))
             else:
-                return Checkpoint(step.through, pending or None)
+                return moved
         raise StorageUnavailableError(f"{_MAX_CONFLICTS} transactions of {shard} met others")
 
     def clear_pending(self, shard: str, checkpoint: Checkpoint) -> None:
         """Forget the hand-overs of `checkpoint`, unless it has moved since. One write unit."""
         try:
-            self._wire.call("UpdateItem", self._move(shard, checkpoint, checkpoint.through, None))
+            self._wire.call(
+                "UpdateItem", self._move(shard, checkpoint, replace(checkpoint, pending=None))
+            )
         except StorageError as error:
             if error.code != "ConditionalCheckFailedException":
                 raise
@@ -143,32 +146,41 @@ class DynamoTotals:
             }
         }
 
-    def _move(
-        self,
-        shard: str,
-        expected: Checkpoint,
-        through: int | None,
-        pending: PendingEmission | None,
-    ) -> dict[str, Any]:
-        values = {":through": {"S": str(through)}, ":now": {"S": datetime.now(UTC).isoformat()}}
-        update = "SET through = :through, moved_at = :now"
-        if pending:
-            update += ", pending = :pending"
-            values[":pending"] = {"S": _write_pending(pending)}
-        else:
-            update += " REMOVE pending"
-        if expected.through is None:
-            condition = "attribute_not_exists(through)"
-        else:
-            condition = "through = :expected"
-            values[":expected"] = {"S": str(expected.through)}
+    def _move(self, shard: str, expected: Checkpoint, moved: Checkpoint) -> dict[str, Any]:
+        values = {":now": {"S": datetime.now(UTC).isoformat()}}
+        conditions, sets, removed = [], ["moved_at = :now"], []
+        for name, value in _write_place(expected).items():
+            if value is None:
+                conditions.append(f"attribute_not_exists({name})")
+            else:
+                conditions.append(f"{name} = :expected_{name}")
+                values[f":expected_{name}"] = {"S": value}
+        pending = _write_pending(moved.pending) if moved.pending else None
+        for name, value in (_write_place(moved) | {"pending": pending}).items():
+            if value is None:
+                removed.append(name)
+            else:
+                sets.append(f"{name} = :{name}")
+                values[f":{name}"] = {"S": value}
+        update = "SET " + ", ".join(sets)
+        if removed:
+            update += " REMOVE " + ", ".join(removed)
         return {
             "TableName": self._totals_table,
             "Key": {"pk": {"S": f"shard#{shard}"}, "sk": {"S": "checkpoint"}},
             "UpdateExpression": update,
-            "ConditionExpression": condition,
+            "ConditionExpression": " AND ".join(conditions),
             "ExpressionAttributeValues": values,
         }
+
+
+def _write_place(checkpoint: Checkpoint) -> dict[str, str | None]:
+    """Where a checkpoint stands: no two of one shard's are alike, so it is also its version."""
+    ahead = checkpoint.ahead
+    return {
+        "through": None if checkpoint.through is None else str(checkpoint.through),
+        "ahead": None if ahead is None else f"{ahead.lane}:{ahead.sequence}:{ahead.until}",
+    }
 
 
 def _write_pending(pending: PendingEmission) -> str:

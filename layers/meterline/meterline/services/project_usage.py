@@ -1,7 +1,7 @@
 """Turn the ledger's stream into totals, exactly once, and hand what must be billed to emission.
 
 A batch of stream records comes at least once. Each step counts its events in one transaction
-with the shard's checkpoint, so records at or below the checkpoint are skipped. What a step owes
+with the shard's checkpoint, so records that the checkpoint knows of are skipped. What a step owes
 the emitter is kept at the checkpoint until the queue has taken it; a crash in between sends it
 again, which is harmless, since an event is in exactly one batch and a batch is sent once.
 """
@@ -60,18 +60,14 @@ class ProjectUsage:
         for _ in range(_MAX_LOST_RACES):
             checkpoint = self._totals.checkpoint(shard)
             handed_over += self._hand_over(checkpoint)
-            fresh = [
-                event
-                for event in events
-                if checkpoint.through is None or event.sequence > checkpoint.through
-            ]
             try:
                 for step in plan_steps(
-                    fresh,
+                    events,
                     self._meters,
                     partial(_name_step, shard),
                     max_items=self._max_items,
                     max_entries=self._max_entries,
+                    checkpoint=checkpoint,
                 ):
                     checkpoint = self._totals.apply(shard, checkpoint, step)
                     counted += _count_events(step)
