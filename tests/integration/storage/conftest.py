@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 import urllib3
 
-from tests.integration.storage.stores import Store, run_emulator, run_fault_proxy
+from meterline.adapters.dynamodb_wire import DynamoWire
+from tests.integration.storage.stores import (
+    Store,
+    make_session,
+    run_emulator,
+    run_fault_proxy,
+)
 
 _serial = itertools.count()
 
@@ -50,6 +56,14 @@ def dynamodb_local_store(dynamodb_local: str) -> Store:
 @pytest.fixture(scope="session", params=["moto_store", "emulator_store", "dynamodb_local_store"])
 def store(request: pytest.FixtureRequest) -> Store:
     """Each store in turn."""
+    found: Store = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(scope="session", params=["emulator_store", "dynamodb_local_store"])
+def parallel_store(request: pytest.FixtureRequest) -> Store:
+    """Each store whose conditions hold between threads: moto's server checks, then acts, and lets
+    three of four concurrent transactions with the same condition through (5.2.5)."""
     found: Store = request.getfixturevalue(request.param)
     return found
 
@@ -101,6 +115,8 @@ def shared_proxy(
 ) -> Iterator[FaultProxy]:
     """One proxy for the session, in front of DynamoDB Local."""
     with run_fault_proxy(dynamodb_local, tmp_path_factory.mktemp("proxy")) as url:
+        # Its first call takes seconds: it reads DynamoDB's service model.
+        DynamoWire(make_session(), endpoint_url=url, timeout_s=60).call("ListTables", {})
         yield FaultProxy(url)
 
 

@@ -92,12 +92,16 @@ class Store:
         return Tables(**names)
 
     def wire(self, url: str | None = None, **settings: Any) -> DynamoWire:
-        """A wire to the server, or to `url` in front of it."""
+        """A wire to the server, or to `url` in front of it; patient, for a machine that is busy."""
+        settings = {"timeout_s": 20.0, "deadline_s": 60.0} | settings
         return DynamoWire(make_session(), endpoint_url=url or self.url, **settings)
 
     def ledger(self, wire: DynamoWire | None = None, **settings: Any) -> DynamoLedger:
         """The ledger on this store."""
-        settings.setdefault("statements_per_call", self.statements_per_call)
+        settings = {
+            "statements_per_call": self.statements_per_call,
+            "deadline_s": 60.0,
+        } | settings
         return DynamoLedger(wire or self.wire(), self.tables.events, **settings)
 
     def totals(self, wire: DynamoWire | None = None) -> DynamoTotals:
