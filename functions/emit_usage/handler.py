@@ -34,6 +34,8 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, A
         logger.info(
             "handed back", message_id=back.id, delay_s=back.delay_s, handed_back_for=back.reason
         )
+    for (group, kind, code), count in report.lapses.items():
+        logger.warning("not billed", group=group, kind=kind, code=code, events=count)
     for group, failure in report.failures:
         logger.error("group failed", group=group, exc_info=failure)
     return {"batchItemFailures": [{"itemIdentifier": back.id} for back in report.handed_back]}

@@ -442,6 +442,20 @@ def test_a_batch_that_is_not_there_is_parked_with_its_reason() -> None:
     assert [message.code for message in world.queue.dead] == [RefusalCode.BATCH_MISSING]
 
 
+def test_the_report_says_what_was_not_billed_by_group_kind_and_code() -> None:
+    world = World()
+    entries = make_entries(4)
+    entries[0] = entries[0]._replace(sub_units=HATED_VALUE)
+    entries[1] = entries[1]._replace(sub_units=HATED_VALUE)
+    entries[2] = entries[2]._replace(at_s=entries[2].at_s - 40 * 86400)
+    world.add_batch(entries)
+    report = world.emitter()(world.queue.receive(), lambda: 60.0)
+    assert report.lapses == {
+        ("acme#credits", Lapse.REFUSED, "bad_value"): 2,
+        ("acme#credits", Lapse.LATE, "timestamp_too_old"): 1,
+    }
+
+
 def test_a_message_that_nobody_can_read_is_parked_as_it_is() -> None:
     world = World()
     unreadable = Delivery("m1", "r1", "g", "{broken", None, parked=False, receive_count=1)

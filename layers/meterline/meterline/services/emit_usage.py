@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
@@ -83,6 +84,8 @@ class EmissionReport:
 
     handed_back: Sequence[HandedBack]
     counts: EmissionCounts
+    lapses: Mapping[tuple[str, Lapse, str], int]
+    """How many could not be billed, by group, kind and code."""
     failures: Sequence[tuple[str, Exception]]
     """Group and error; its deliveries are among those handed back."""
 
@@ -183,14 +186,16 @@ class EmitUsage:
             self._work_side_by_side(runs)
         counts = EmissionCounts()
         handed_back: list[HandedBack] = []
+        lapses: dict[tuple[str, Lapse, str], int] = {}
         failures: list[tuple[str, Exception]] = []
         for run in runs:
             counts.add(run.counts)
+            lapses |= {(run.group, *why): count for why, count in run.lapses.items()}
             handed_back += run.handed_back
             if run.failure is not None:
                 failures.append((run.group, run.failure))
         self._delay(handed_back)
-        return EmissionReport(handed_back, counts, failures)
+        return EmissionReport(handed_back, counts, lapses, failures)
 
     def _work_side_by_side(self, runs: Sequence[_GroupRun]) -> None:
         with self._lock:
@@ -219,6 +224,7 @@ class _GroupRun:
     seconds_left: Callable[[], float]
     counts: EmissionCounts = field(default_factory=EmissionCounts)
     handed_back: list[HandedBack] = field(default_factory=list)
+    lapses: Counter[tuple[Lapse, str]] = field(default_factory=Counter)
     failure: Exception | None = None
 
     @property
@@ -263,6 +269,10 @@ class _GroupRun:
                 _BatchRun(self, due, delivery.parked).work()
             case HourDue() as due:
                 _HourRun(self, due, delivery.parked).work()
+
+    def count_lapse(self, kind: Lapse, code: str) -> None:
+        self.counts.add_lapse(kind)
+        self.lapses[kind, code] += 1
 
     def now_s(self) -> int:
         return int(self.job.now().timestamp())
@@ -433,7 +443,7 @@ class _BatchRun:
     def _give_up(self, index: int, verdict: GiveUp) -> None:
         self._sending = self._sending.settle(index, verdict.progress)
         self._opened.append(verdict.problem)
-        self._run.counts.add_lapse(verdict.problem.kind)
+        self._run.count_lapse(verdict.problem.kind, verdict.problem.code)
 
     def _finish(self) -> None:
         if self._sending.has_open_problems:
@@ -590,7 +600,7 @@ class _HourRun:
         lapse = f"{kind}:{code}:{rest}"
         if lapse == self._sending.lapse and not self._retry:
             return False
-        self._run.counts.add_lapse(kind)
+        self._run.count_lapse(kind, str(code))
         self._save(replace(self._sending, lapse=f"parking:{lapse}"), [problem])
         if kind is not Lapse.LATE:
             self._job.inbox.park(
