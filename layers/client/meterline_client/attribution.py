@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -17,8 +18,13 @@ from meterline_client.errors import CustomerMissingError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-MAX_NAME_CHARACTERS = 256
-"""The longest customer, user, action or event id that is taken."""
+# What the contract takes (POST /v1/usage): a name that it refuses must fail before money is spent.
+MAX_LABEL_CHARACTERS = 128
+"""The longest user, action, provider, model or authorization."""
+MAX_ID_CHARACTERS = 200
+"""The longest event id or source."""
+_CUSTOMER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +37,15 @@ class Attribution:
     authorization: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("customer", "user", "action", "authorization"):
+        if not isinstance(self.customer, str) or not _CUSTOMER.fullmatch(self.customer):
+            raise ValueError(
+                "customer must be 1 to 64 letters, digits, dots, dashes or underscores, "
+                "the first a letter or a digit"
+            )
+        for name in ("user", "action", "authorization"):
             value = getattr(self, name)
-            if value is not None or name == "customer":
-                check_name(name, value)
+            if value is not None:
+                check_label(name, value)
 
 
 class VerifiedIdentity(Protocol):
@@ -57,16 +68,20 @@ _unmetered: contextvars.ContextVar[str | None] = contextvars.ContextVar(
 )
 
 
-def check_name(what: str, value: object) -> str:
-    """Return a name fit for an event: 1 to 256 characters, none of them control characters.
-
-    Raises ValueError: a name that the service would refuse must fail before money is spent.
-    """
-    if not isinstance(value, str) or not value or len(value) > MAX_NAME_CHARACTERS:
-        raise ValueError(f"{what} must be a string of 1 to {MAX_NAME_CHARACTERS} characters")
-    if not value.isprintable():
-        raise ValueError(f"{what} must hold printable characters only")
+def check_label(what: str, value: object, max_characters: int = MAX_LABEL_CHARACTERS) -> str:
+    """Return a text fit for an event, or raise ValueError."""
+    if not isinstance(value, str) or not 1 <= len(value) <= max_characters:
+        raise ValueError(f"{what} must be a string of 1 to {max_characters} characters")
+    if _UNFIT.search(value):
+        raise ValueError(f"{what} must hold no control characters and no half surrogates")
     return value
+
+
+def clip_label(value: str | None) -> str | None:
+    """Make a provider's text fit for an event: evidence that is cut beats an event refused."""
+    if value is None:
+        return None
+    return _UNFIT.sub("", value)[:MAX_LABEL_CHARACTERS] or None
 
 
 def find_attribution() -> Attribution:
@@ -137,7 +152,7 @@ def authorized_by(authorization: str) -> Iterator[Attribution]:
 @contextlib.contextmanager
 def unmetered(reason: str) -> Iterator[None]:
     """Meter nothing inside: for calls that the platform pays itself. The reason is required."""
-    token = _unmetered.set(check_name("reason", reason))
+    token = _unmetered.set(check_label("reason", reason))
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from decimal import Decimal
 from types import TracebackType
 from typing import Any, Protocol
 
-from meterline_client.attribution import Attribution
+from meterline_client.attribution import Attribution, clip_label
 from meterline_client.events import Work, check_usage, format_quantity, make_event_id
 from meterline_client.reading import CallUnsuccessfulError, Usage, read_usage
 from meterline_client.signals import SignalBoard
@@ -104,8 +104,8 @@ class Call:
             usage=usage.kinds,
             provider=self.provider,
             model=model,
-            tier=usage.tier,
-            response_id=usage.response_id,
+            tier=clip_label(usage.tier),
+            response_id=clip_label(usage.response_id),
             status="partial" if partial else None,
         )
         self.recorder.keep(event_id, self.attribution, work)

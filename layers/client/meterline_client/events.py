@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from json.encoder import encode_basestring_ascii as _quote
 
-from meterline_client.attribution import Attribution
+from meterline_client.attribution import Attribution, check_label
 
 MAX_EVENT_BYTES = 16_384
 """The longest line kept; an event holds names and numbers, so a longer one is a mistake."""
+MAX_COUNT = 10**12
+"""The most of one usage kind that the contract takes in one event."""
+MAX_KIND_CHARACTERS = 64
 
 
 class _IdMaker:
@@ -75,8 +78,9 @@ def check_usage(usage: Mapping[str, int]) -> dict[str, int]:
     for kind, count in usage.items():
         if isinstance(count, bool) or not isinstance(count, int):
             raise TypeError(f"usage {kind!r} must be a whole number, not {count!r}")
-        if count < 0:
-            raise ValueError(f"usage {kind!r} must not be negative")
+        if not 0 <= count <= MAX_COUNT:
+            raise ValueError(f"usage {kind!r} must be from zero to 10^12, not negative")
+        check_label("a usage kind", kind, MAX_KIND_CHARACTERS)
     return dict(usage)
 
 

@@ -24,9 +24,10 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from meterline_client.attribution import (
+    MAX_ID_CHARACTERS,
     Attribution,
     authorized_by,
-    check_name,
+    check_label,
     find_attribution,
     is_unmetered,
     read_attribution,
@@ -83,8 +84,8 @@ class MeterSettings:
     """Deliver on SIGTERM, where the app has not set a handler of its own before."""
 
     def __post_init__(self) -> None:
-        check_name("source", self.source)
-        check_name("meter", self.meter)
+        check_label("source", self.source, MAX_ID_CHARACTERS)
+        check_label("meter", self.meter)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> MeterSettings:
@@ -199,7 +200,7 @@ class Meter:
             meter=meter or self.settings.meter,
             provider=provider or "",
             model=model,
-            event_id=None if id is None else check_name("id", id),
+            event_id=None if id is None else check_label("id", id, MAX_ID_CHARACTERS),
         )
         return Measured(call, quantity=None if quantity is None else format_quantity(quantity))
 

@@ -207,13 +207,29 @@ class Sender:
                 return self._delay("service_refused", message, None)
             for rejection in rejected:
                 line = batch.lines[rejection["index"]]
-                self._set_rejected_aside(
-                    line, str(rejection.get("code")), str(rejection.get("message"))
-                )
+                code = str(rejection.get("code"))
+                if not (code == "time_in_future" and self._send_undated(line)):
+                    self._set_rejected_aside(line, code, str(rejection.get("message")))
         self._spool.acknowledge(batch)
         self._failures = 0
         self._batch_limit = min(self._settings.max_batch_events, self._batch_limit * 2)
         return None
+
+    def _send_undated(self, line: bytes) -> bool:
+        """Send an event from a clock that ran ahead again, to be dated by when it arrives.
+
+        Its id is the same, so it is the same event.
+        """
+        event = json.loads(line)
+        if event.pop("time", None) is None:
+            return False
+        self._spool.append(json.dumps(event, separators=(",", ":")).encode() + b"\n")
+        self._signals.raise_signal(
+            "clock_ahead",
+            "this machine's clock was ahead when an event was made; Meterline dates it instead",
+            id=event["id"],
+        )
+        return True
 
     def _set_rejected_aside(self, line: bytes, code: str, message: str) -> None:
         event = json.loads(line)

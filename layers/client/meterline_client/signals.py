@@ -15,6 +15,7 @@ LEVELS: Mapping[str, int] = MappingProxyType(
     {
         "authorization_unavailable": logging.WARNING,
         "cache_failed": logging.WARNING,
+        "clock_ahead": logging.ERROR,
         "event_lost": logging.CRITICAL,
         "event_rejected": logging.ERROR,
         "line_damaged": logging.ERROR,

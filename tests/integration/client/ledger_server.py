@@ -29,6 +29,8 @@ class LedgerServer:
         self.reports: list[int] = []
         self.steps: deque[int | str] = deque()
         self.rejects: dict[str, str] = {}
+        self.latest: str | None = None
+        """An event dated after this is rejected as from the future."""
         self.limit: Decimal | None = None
         self.held: dict[str, Decimal] = {}
         self.released: list[str] = []
@@ -66,6 +68,7 @@ class LedgerServer:
             self.held.clear()
             self.released.clear()
             self.authorizations.clear()
+            self.latest = None
             self.limit = None
             self.authorize_status = None
             self.calls = 0
@@ -83,8 +86,10 @@ class LedgerServer:
             for index, event in enumerate(events):
                 key = (event["subject"], event["source"], event["id"])
                 code = self.rejects.get(event["subject"])
+                if self.latest is not None and event.get("time", "") > self.latest:
+                    code = "time_in_future"
                 if code is None and key in self.events:
-                    if self.events[key] == event:
+                    if self.events[key]["data"] == event["data"]:
                         answer["duplicates"] += 1
                         continue
                     code = "conflict"

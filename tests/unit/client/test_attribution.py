@@ -83,13 +83,19 @@ def test_a_framework_can_set_and_clear_it() -> None:
         find_attribution()
 
 
-@pytest.mark.parametrize("wrong", ["", "a\nb", "a\x00", "x" * 257, "\u202e", None, 7])
+@pytest.mark.parametrize("wrong", ["", "a\nb", "a\x85", "x" * 129, "\ud800", None, 7])
 def test_a_name_that_the_service_would_refuse_is_refused_at_once(wrong: object) -> None:
     with pytest.raises(ValueError, match="must"), acting_for(wrong):  # type: ignore[arg-type]
         pass
     if wrong is not None:
         with pytest.raises(ValueError, match="must"), acting_for("acme", user=wrong):  # type: ignore[arg-type]
             pass
+
+
+@pytest.mark.parametrize("wrong", ["a b", "-a", "a|b", "x" * 65, "é", "a@b"])
+def test_a_customer_id_is_what_the_contract_takes(wrong: str) -> None:
+    with pytest.raises(ValueError, match="customer must be"), acting_for(wrong):
+        pass
 
 
 def test_tasks_keep_their_own() -> None:

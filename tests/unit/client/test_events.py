@@ -29,7 +29,7 @@ maybe = st.none() | texts
 @given(
     event_id=names,
     source=names,
-    customer=names,
+    customer=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True),
     user=st.none() | names,
     usage=st.none() | st.dictionaries(texts, st.integers(0, 10**30)),
     model=maybe,
