@@ -195,10 +195,10 @@ class StripeApp:
         if fault.kind == "latency":
             await asyncio.sleep(fault.latency_ms / 1000)
             return False
-        if fault.kind == "timeout":
-            while (await receive())["type"] != "http.disconnect":
-                pass
-        self._cut(scope["client"])
+        if fault.kind == "drop":
+            self._cut(scope["client"])
+        while (await receive())["type"] != "http.disconnect":
+            pass
         return True
 
     def _note(self, request: Request, answer: Answer, *, lost: bool) -> None:
