@@ -554,6 +554,29 @@ def test_a_stale_total_that_is_sent_after_a_newer_one_is_noticed_and_mended(
     assert [usage.sub_units for usage in world.billing.accepted][-1] == 111
 
 
+def test_even_a_run_that_outlives_what_is_waited_for_mends_what_it_overwrote() -> None:
+    world = World(window=True)
+    world.add_hour(HOUR, 100)
+    overtaken = False
+
+    def overtake(usage: BillableUsage) -> None:
+        nonlocal overtaken
+        if not overtaken:
+            overtaken = True
+            world.totals.add(HOUR, 11)
+            due = HourDue("acme", "tokens", HOUR)
+            copy = Delivery("2", "2", "acme#tokens", "", due, parked=False, receive_count=1)
+            assert world.emitter()([copy], lambda: 60.0).handed_back
+            world.clock.move(2 * LINGER_S)
+            assert not world.emitter()([copy], lambda: 60.0).handed_back
+            assert world.billing.hour_value(HOUR) == 111
+
+    world.billing.before_effect = overtake
+    world.deliver()
+    world.drain()
+    assert world.billing.hour_value(HOUR) == 111
+
+
 @pytest.mark.parametrize("latest_by_time", [False, True])
 def test_an_older_total_that_arrives_long_after_its_answer_was_given_up_is_overwritten(
     latest_by_time: bool,
