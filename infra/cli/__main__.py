@@ -9,7 +9,7 @@ from importlib import import_module
 
 import click
 
-COMMANDS = ("setup",)
+COMMANDS = ("catalog", "customers", "setup")
 
 
 class _Commands(click.Group):

@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from meterline.catalog import load_plans
+from meterline.catalog.versions import Effective
 from meterline.domain.customers import MAX_USERS, Role
 from meterline.domain.periods import Interval, Period
 from meterline.domain.subscriptions import Subscription
@@ -61,8 +62,9 @@ class World:
         self.accounts = FakeAccounts()
         self.billing = FakeSubscriptions()
         self.billing.by_customer["cus_1"] = SUBSCRIPTION
-        self.sync = SyncSubscriptions(self.accounts, self.billing, load_plans())
-        self.manage = ManageCustomers(self.accounts, self.accounts, self.sync, load_plans())
+        self.plans = Effective([(START, load_plans())])
+        self.sync = SyncSubscriptions(self.accounts, self.billing, self.plans)
+        self.manage = ManageCustomers(self.accounts, self.accounts, self.sync, self.plans)
 
     def put(self, customer: str = "acme", **told: Any) -> Any:
         body = {"name": "Acme", "plan": "pro", **told}
@@ -200,7 +202,7 @@ def test_a_record_that_never_holds_still_is_no_answer(world: World) -> None:
     restless.customers = world.accounts.customers
     world.put(billing_customer="cus_1")
     with pytest.raises(StorageUnavailableError):
-        SyncSubscriptions(restless, world.billing, load_plans())("acme", NOW)
+        SyncSubscriptions(restless, world.billing, world.plans)("acme", NOW)
 
 
 def test_a_customer_that_is_not_there_is_not_found(world: World) -> None:

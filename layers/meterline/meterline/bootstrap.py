@@ -33,19 +33,21 @@ def require(environment: Environment, name: str) -> str:
 def authenticate_and_report_usage(environment: Environment) -> tuple[Authenticate, ReportUsage]:
     """What `report_usage` is made of."""
     from meterline.adapters.dynamodb_accounts import DynamoAccounts
+    from meterline.adapters.dynamodb_catalog import DynamoRateCards
     from meterline.adapters.dynamodb_ledger import DynamoLedger
     from meterline.adapters.dynamodb_wire import DynamoWire
     from meterline.catalog import load_meters
-    from meterline.catalog.rate_cards import load_rate_card
     from meterline.services.authenticate import Authenticate
     from meterline.services.report_usage import ReportUsage
 
     wire = DynamoWire(pool_size=16)
-    accounts = DynamoAccounts(wire, require(environment, "ACCOUNTS_TABLE"))
+    accounts_table = require(environment, "ACCOUNTS_TABLE")
+    accounts = DynamoAccounts(wire, accounts_table)
+    rate_cards = DynamoRateCards(wire, accounts_table)
     ledger = DynamoLedger(wire, require(environment, "EVENTS_TABLE"))
     return (
         Authenticate(accounts),
-        ReportUsage(ledger, accounts, load_meters(), load_rate_card()),
+        ReportUsage(ledger, accounts, load_meters(), rate_cards),
     )
 
 
@@ -54,20 +56,21 @@ def authenticate_and_manage_customers(
 ) -> tuple[Authenticate, ManageCustomers]:
     """What `manage_customers` is made of."""
     from meterline.adapters.dynamodb_accounts import DynamoAccounts
+    from meterline.adapters.dynamodb_catalog import DynamoPlans
     from meterline.adapters.dynamodb_wire import DynamoWire
     from meterline.adapters.secrets_api_key import SecretApiKey
     from meterline.adapters.stripe_subscriptions import StripeSubscriptions
-    from meterline.catalog import load_plans
     from meterline.services.authenticate import Authenticate
     from meterline.services.manage_customers import ManageCustomers
     from meterline.services.sync_subscriptions import SyncSubscriptions
 
-    accounts = DynamoAccounts(DynamoWire(), require(environment, "ACCOUNTS_TABLE"))
+    wire, accounts_table = DynamoWire(), require(environment, "ACCOUNTS_TABLE")
+    accounts = DynamoAccounts(wire, accounts_table)
     subscriptions = StripeSubscriptions(
         SecretApiKey(require(environment, "STRIPE_SECRET_ID")),
         api_base=environment.get("STRIPE_API_BASE") or None,
     )
-    plans = load_plans()
+    plans = DynamoPlans(wire, accounts_table)
     sync = SyncSubscriptions(accounts, subscriptions, plans)
     return Authenticate(accounts), ManageCustomers(accounts, accounts, sync, plans)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum, auto
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from meterline.domain.api_keys import ApiKey
-from meterline.domain.customers import Customer, User
 from meterline.domain.emission import (
     BatchDue,
     Billability,
@@ -23,9 +22,15 @@ from meterline.domain.emission import (
 )
 from meterline.domain.projection import Checkpoint, TotalsStep
 from meterline.domain.sending import BatchSending, HourSending
-from meterline.domain.subscriptions import Subscription
 from meterline.domain.usage import LedgerEntry
 from meterline.errors import MeterlineError
+
+if TYPE_CHECKING:
+    # Not every function needs them, and every function imports this module when it starts.
+    from meterline.domain.customers import Customer, User
+    from meterline.domain.pricing import Plan
+    from meterline.domain.rating import RateCard
+    from meterline.domain.subscriptions import Subscription
 
 
 class Recorded(Enum):
@@ -37,6 +42,22 @@ class Recorded(Enum):
     """The key is known with another digest; the first entry stays."""
     UNDECIDED = auto()
     """No answer in time: it may have been written. Recording it again is safe."""
+
+
+class RateCards(Protocol):
+    """The rate cards, each from its own date on."""
+
+    def at(self, moment: datetime) -> RateCard:
+        """The card that rates an event of that time. Raises `StorageUnavailableError`."""
+        ...
+
+
+class Plans(Protocol):
+    """The plans, each version from its own date on."""
+
+    def at(self, moment: datetime) -> Mapping[str, Plan]:
+        """The plans by id that price a period which starts then, or `StorageUnavailableError`."""
+        ...
 
 
 class Ledger(Protocol):

@@ -29,12 +29,15 @@ __all__ = [
     "load_plans",
     "read_meters",
     "read_plans",
+    "read_plans_text",
 ]
 
 CATALOG_DIR = Path(__file__).parent
 _ID = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _CURRENCY = re.compile(r"[a-z]{3}")
 _INTERVALS = ("day", "week", "month", "year")
+_VERSION_KEYS = frozenset({"version", "effective_from"})
+"""What stands above the plans in their file, see `meterline.catalog.versions`."""
 _MAX_RATE_DECIMALS = 12
 """Stripe takes at most 12 decimals in `unit_amount_decimal` (API reference, prices)."""
 
@@ -44,10 +47,14 @@ class InvalidCatalogError(ValueError):
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    return _read_text(path.read_text(encoding="utf-8"), path.name)
+
+
+def _read_text(text: str, name: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
+        return tomllib.loads(text, parse_float=Decimal)
     except tomllib.TOMLDecodeError as error:
-        raise InvalidCatalogError(f"{path.name}: {error}") from error
+        raise InvalidCatalogError(f"{name}: {error}") from error
 
 
 class _Table:
@@ -213,7 +220,19 @@ def read_meters(path: Path) -> Mapping[str, Meter]:
 
 def read_plans(path: Path, meters: Mapping[str, Meter]) -> Mapping[str, Plan]:
     """Read a plans file: id -> Plan. Raises InvalidCatalogError."""
-    return {key: _read_plan(key, values, meters) for key, values in _read_toml(path).items()}
+    return read_plans_text(path.read_text(encoding="utf-8"), meters, path.name)
+
+
+def read_plans_text(
+    text: str, meters: Mapping[str, Meter], name: str = "plans"
+) -> Mapping[str, Plan]:
+    """Read what a plans file says: id -> Plan. Raises InvalidCatalogError."""
+    document = _read_text(text, name)
+    return {
+        key: _read_plan(key, values, meters)
+        for key, values in document.items()
+        if key not in _VERSION_KEYS
+    }
 
 
 @cache

@@ -17,7 +17,10 @@ _MAX_RATE_DIGITS = 12
 
 def read_rate_card(text: str) -> RateCard:
     """Read a rate card from TOML; whatever is unclear in it is a `InvalidCatalogError`."""
-    document = tomllib.loads(text, parse_float=Decimal)
+    try:
+        document = tomllib.loads(text, parse_float=Decimal)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidCatalogError(f"rate card: {error}") from error
     tokens = document.get("tokens")
     if tokens not in (1, 1_000, 1_000_000):
         raise InvalidCatalogError("rate card: tokens must be 1, 1000 or 1000000")

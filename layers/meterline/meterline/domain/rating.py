@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import Decimal
 from fnmatch import translate
 
@@ -49,6 +50,10 @@ class RateCard:
         self.version = version
         self.rates = tuple(rates)
         self._found: dict[tuple[str, str], Rate | None] = {}
+
+    def at(self, _moment: datetime) -> RateCard:
+        """Itself: a card on its own counts at all times (see `meterline.ports.RateCards`)."""
+        return self
 
     def rate_for(self, provider: str, model: str) -> Rate:
         """The rate of that model; an unknown one is refused, never priced at zero."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from meterline.domain.customers import Account, Customer, User
-from meterline.domain.pricing import Plan
 from meterline.domain.subscriptions import Subscription
 from meterline.errors import BillingUnavailableError, InvalidRequestError, NotFoundError
-from meterline.ports import CustomerAccounts, SubscriptionRecords
+from meterline.ports import CustomerAccounts, Plans, SubscriptionRecords
 from meterline.schemas.customers import CustomerInput
 
 
@@ -38,7 +37,7 @@ class ManageCustomers:
         accounts: CustomerAccounts,
         records: SubscriptionRecords,
         sync: Callable[[str, datetime], Subscription | None],
-        plans: Mapping[str, Plan],
+        plans: Plans,
     ) -> None:
         self._accounts = accounts
         self._records = records
@@ -51,7 +50,7 @@ class ManageCustomers:
         A subscription that we have not heard of is asked for. The billing layer's silence does
         not undo the call: the next call, a webhook or the operator's command ask again.
         """
-        if told.plan not in self._plans:
+        if told.plan not in self._plans.at(now):
             raise InvalidRequestError("unknown_plan", f"There is no plan {told.plan}.", status=422)
         changes = told.model_dump(exclude={"users"})
         changed = self._accounts.put_customer(customer, changes, now)

@@ -9,11 +9,11 @@ from hashlib import blake2b
 
 from meterline.domain.meters import Meter, Rating
 from meterline.domain.quantities import parse_quantity
-from meterline.domain.rating import RateCard, count_tokens
+from meterline.domain.rating import count_tokens
 from meterline.domain.times import parse_time
 from meterline.domain.usage import EventKey, LedgerEntry
 from meterline.errors import RejectedEventError
-from meterline.ports import Customers, Ledger, Recorded
+from meterline.ports import Customers, Ledger, RateCards, Recorded
 from meterline.schemas.events import MAX_ID_LENGTH, EventData, UsageEvent, read_event
 
 MAX_AHEAD = timedelta(minutes=5)
@@ -55,12 +55,12 @@ class ReportUsage:
         ledger: Ledger,
         customers: Customers,
         meters: Mapping[str, Meter],
-        rate_card: RateCard,
+        rate_cards: RateCards,
     ) -> None:
         self._ledger = ledger
         self._customers = customers
         self._meters = meters
-        self._rate_card = rate_card
+        self._rate_cards = rate_cards
 
     def __call__(self, raw_events: Sequence[object], now: datetime) -> UsageReport:
         """Record the events of one call and say what became of each."""
@@ -144,8 +144,9 @@ class ReportUsage:
                 raise RejectedEventError(
                     "missing_field", "data.provider and data.model are needed to rate data.usage."
                 )
-            quantity = self._rate_card.credits(data.provider, data.model, data.usage, meter)
-            rate_card = self._rate_card.version
+            card = self._rate_cards.at(at)
+            quantity = card.credits(data.provider, data.model, data.usage, meter)
+            rate_card = card.version
         elif meter.rating is Rating.TOKENS:
             quantity, rate_card = count_tokens(data.usage, meter), None
         else:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 
-from meterline.catalog import Plan
 from meterline.domain.subscriptions import Subscription, follow
 from meterline.errors import NotFoundError, StorageUnavailableError, SupersededError
-from meterline.ports import SubscriptionRecords, Subscriptions
+from meterline.ports import Plans, SubscriptionRecords, Subscriptions
 
 _MAX_TRIES = 5
 
@@ -26,7 +24,7 @@ class SyncSubscriptions:
         self,
         records: SubscriptionRecords,
         subscriptions: Subscriptions,
-        plans: Mapping[str, Plan],
+        plans: Plans,
     ) -> None:
         self._records = records
         self._subscriptions = subscriptions
@@ -57,7 +55,7 @@ class SyncSubscriptions:
         raise StorageUnavailableError(f"the subscription of {customer} is being changed")
 
     def _name_meter(self, heard: Subscription) -> Subscription:
-        plan = self._plans.get(heard.plan or "")
+        plan = self._plans.at(heard.current.start).get(heard.plan or "")
         if heard.metered_item is None or heard.meter is not None or plan is None:
             return heard
         return replace(heard, meter=plan.meter)

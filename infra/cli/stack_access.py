@@ -1,0 +1,51 @@
+"""The operator's access to a deployed stack: its outputs, and its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import boto3
+import botocore.exceptions
+import click
+
+from meterline.adapters.dynamodb_wire import DynamoWire
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A deployed stack, as its outputs describe it."""
+
+    outputs: Mapping[str, str]
+
+    def table(self, name: str) -> str:
+        """The name of a table: `Events`, `Totals`, `Emissions` or `Accounts`."""
+        return self.outputs[f"{name}Table"]
+
+    def wire(self) -> DynamoWire:
+        """DynamoDB, with the operator's own credentials."""
+        return DynamoWire()
+
+
+def stack_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The option that names the stack. Region, credentials and endpoint are AWS's usual ones."""
+    return click.option(
+        "--stack",
+        "stack_name",
+        default="meterline-production",
+        show_default=True,
+        help="The CloudFormation stack.",
+    )(function)
+
+
+def open_stack(stack_name: str) -> Stack:
+    """Look the stack up. Raises `click.ClickException` with AWS's reason."""
+    try:
+        described = boto3.client("cloudformation").describe_stacks(StackName=stack_name)
+    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+        raise click.ClickException(f"stack {stack_name}: {error}") from error
+    [stack] = described["Stacks"]
+    return Stack(
+        {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
+    )
