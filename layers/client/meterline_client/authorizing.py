@@ -21,7 +21,14 @@ from meterline_client.signals import SignalBoard
 class Poster(Protocol):
     """What posts JSON to Meterline."""
 
-    def post(self, path: str, body: bytes, *, timeout_s: float | None = None) -> Answer:
+    def post(
+        self,
+        path: str,
+        body: bytes,
+        *,
+        timeout_s: float | None = None,
+        is_repeatable: bool = True,
+    ) -> Answer:
         """Post one JSON body; raise ServiceUnreachableError when no answer came."""
 
 
@@ -59,8 +66,12 @@ class Authorizer:
         }
         body = json.dumps({name: value for name, value in request.items() if value is not None})
         try:
+            # Asked twice, it would be held twice.
             answer = self._service.post(
-                "/v1/authorizations", body.encode(), timeout_s=self._timeout_s
+                "/v1/authorizations",
+                body.encode(),
+                timeout_s=self._timeout_s,
+                is_repeatable=False,
             )
         except ServiceUnreachableError as error:
             return self._go_without(str(error))

@@ -35,7 +35,14 @@ BODY_REFUSALS = frozenset({400, 413, 422})
 class Service(Protocol):
     """Where events are posted to."""
 
-    def post(self, path: str, body: bytes, *, timeout_s: float | None = None) -> Answer:
+    def post(
+        self,
+        path: str,
+        body: bytes,
+        *,
+        timeout_s: float | None = None,
+        is_repeatable: bool = True,
+    ) -> Answer:
         """Post one JSON body; raise ServiceUnreachableError when no answer came."""
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from meterline_client.errors import ServiceUnreachableError
 
 if TYPE_CHECKING:
     from http.client import HTTPConnection
+    from socket import socket
 
 MAX_ANSWER_BYTES = 8 << 20
 """The longest answer that is read: 1,000 rejections fit many times over."""
@@ -46,11 +47,18 @@ class ServiceConnection:
         self._lock = threading.Lock()
         self._process = os.getpid()
 
-    def post(self, path: str, body: bytes, *, timeout_s: float | None = None) -> Answer:
+    def post(
+        self,
+        path: str,
+        body: bytes,
+        *,
+        timeout_s: float | None = None,
+        is_repeatable: bool = True,
+    ) -> Answer:
         """Post one JSON body. Raises ServiceUnreachableError when no answer came.
 
-        A kept connection that the other side has closed in the meantime is replaced once; so a
-        body may arrive twice, which every call of the contract used here allows.
+        A kept connection that fails is replaced once, so the body may arrive twice, unless
+        `is_repeatable` is False.
         """
         # Not at import: these cost some 20 ms, and a process that meters nothing never needs them.
         from http.client import HTTPException
@@ -62,16 +70,20 @@ class ServiceConnection:
                 return self._exchange(connection, path, body)
             except (HTTPException, OSError) as error:
                 connection.close()
-                if not used_before or isinstance(error, TimeoutError):
+                if not (used_before and is_repeatable) or isinstance(error, TimeoutError):
                     raise ServiceUnreachableError(f"no answer from Meterline: {error!r}") from error
                 connection, used_before = self._connect(timeout_s), False
 
-    def _exchange(self, connection: HTTPConnection, path: str, body: bytes) -> Answer:
-        connection.request("POST", self._prefix + path, body=body, headers=self._headers)
+    def _exchange(self, connection: HTTPConnection, path: str, said: bytes) -> Answer:
+        connection.request("POST", self._prefix + path, body=said, headers=self._headers)
         response = connection.getresponse()
+        body = response.read(MAX_ANSWER_BYTES)
+        if response.length:
+            # http.client says nothing of a body that is cut when it reads a bounded part.
+            raise ConnectionError(f"the answer was cut or too long: {response.length} bytes more")
         answer = Answer(
             response.status,
-            response.read(MAX_ANSWER_BYTES),
+            body,
             _read_retry_after_s(response.headers.get("Retry-After")),
         )
         if response.isclosed() and not response.will_close:
@@ -87,13 +99,15 @@ class ServiceConnection:
             self._process = os.getpid()
             self._lock = threading.Lock()
             self._idle.clear()
-        with self._lock:
-            connection = self._idle.pop() if self._idle else None
-        if connection is None:
-            return self._connect(timeout_s), False
-        if connection.sock is not None:
-            connection.sock.settimeout(timeout_s)
-        return connection, True
+        while True:
+            with self._lock:
+                connection = self._idle.pop() if self._idle else None
+            if connection is None:
+                return self._connect(timeout_s), False
+            if connection.sock is not None and not _has_something_to_read(connection.sock):
+                connection.sock.settimeout(timeout_s)
+                return connection, True
+            connection.close()
 
     def _connect(self, timeout_s: float) -> HTTPConnection:
         from http.client import HTTPConnection, HTTPSConnection
@@ -115,6 +129,15 @@ class ServiceConnection:
             connections, self._idle = [*self._idle], deque(maxlen=MAX_IDLE_CONNECTIONS)
         for connection in connections:
             connection.close()
+
+
+def _has_something_to_read(sock: socket) -> bool:
+    """Between two calls that is the other side's goodbye, or its mistake."""
+    from select import POLLIN, poll
+
+    watched = poll()
+    watched.register(sock, POLLIN)
+    return bool(watched.poll(0))
 
 
 def _read_retry_after_s(value: str | None) -> float | None:

@@ -36,7 +36,15 @@ class Service:
         self.reports: list[list[str]] = []
         self.taken: list[str] = []
 
-    def post(self, path: str, body: bytes, *, timeout_s: float | None = None) -> Answer:
+    def post(
+        self,
+        path: str,
+        body: bytes,
+        *,
+        timeout_s: float | None = None,
+        is_repeatable: bool = True,
+    ) -> Answer:
+        assert is_repeatable
         assert path == "/v1/usage"
         events = json.loads(body)["events"]
         self.reports.append([event["id"] for event in events])
