@@ -26,6 +26,7 @@ from meterline.adapters.dynamodb_ledger import DynamoLedger
 from meterline.adapters.dynamodb_wire import DynamoWire
 from meterline.domain.usage import EventKey, LedgerEntry
 from tests.e2e.conftest import Answer, Api
+from tests.e2e.described import check_described
 
 CUSTOMER = "bad-input"
 SOURCE = "tests/bad"
@@ -548,6 +549,8 @@ def test_a_bad_call_is_refused_with_a_problem(api: Api, rows: Rows, call: BadCal
     told = read_problem(answer)
     rows.add(call.name, answer.status, told["code"], told["title"])
     assert (answer.status, told["code"]) == (call.status, call.code), told
+    path = "/v1/customers/{id}" if call.path.startswith("/v1/customers/") else call.path
+    check_described(api, call.method, path, answer)
 
 
 @pytest.mark.parametrize("row", EVENTS, ids=lambda row: row.name)
@@ -559,6 +562,7 @@ def test_a_bad_event_costs_itself_alone(
     answer = send(api, "POST", "/v1/usage", body, {"Content-Type": "application/json"}, key="usage")
     assert answer.status == 202, answer.body[:500]
     assert len(answer.body) < 2_000, "an answer must not grow with what was sent"
+    check_described(api, "POST", "/v1/usage", answer)
     told = answer.told
     [rejection] = told["rejected"]
     rows.add(row.name, answer.status, rejection["code"], rejection["message"])
