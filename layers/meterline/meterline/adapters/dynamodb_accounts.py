@@ -1,7 +1,7 @@
 """The `accounts` table: customers, their users and subscriptions, and API keys.
 
 Items: pk `customer#<id>`, sk `profile`, `subscription` or `user#<id>`; pk `key#<hash>`, sk `key`.
-Profiles carry `kind`, so that the sparse index `by_kind` lists them by pk. What every call needs
+Profiles and keys carry `kind`, so that the sparse index `by_kind` lists them. What every call needs
 is kept in the process for `CACHE_S` seconds. What is not there is looked for every time, so that a
 new customer or key counts at once.
 """
@@ -57,21 +57,24 @@ class DynamoAccounts:
         """An API key by its hash."""
         pk = f"key#{key_hash}"
         item = self._read_many({pk}, "key").get(pk)
-        if item is None:
-            return None
-        return ApiKey(
-            hash=key_hash,
-            name=item["name"]["S"],
-            scopes=frozenset(Scope(scope) for scope in item["scopes"]["SS"]),
-            created_at=parse_time(item["created_at"]["S"]),
-            revoked_at=parse_time(item["revoked_at"]["S"]) if "revoked_at" in item else None,
-        )
+        return _read_key(item) if item is not None else None
+
+    def list_keys(self) -> Sequence[ApiKey]:
+        """Every API key, revoked ones too; read from the index, so a moment late."""
+        request = {
+            "TableName": self._table,
+            "IndexName": "by_kind",
+            "KeyConditionExpression": "kind = :kind",
+            "ExpressionAttributeValues": {":kind": {"S": "api_key"}},
+        }
+        return [_read_key(item) for item in self._query(request)]
 
     def add_key(self, key: ApiKey) -> None:
         """Keep an API key; the same hash again replaces it."""
         item: dict[str, Any] = {
             "pk": {"S": f"key#{key.hash}"},
             "sk": {"S": "key"},
+            "kind": {"S": "api_key"},
             "name": {"S": key.name},
             "scopes": {"SS": sorted(key.scopes)},
             "created_at": {"S": format_time(key.created_at)},
@@ -277,6 +280,16 @@ class DynamoAccounts:
                 return items
             time.sleep(back_off_s(tries))
         raise StorageUnavailableError("the accounts could not be read in time")
+
+
+def _read_key(item: Mapping[str, Any]) -> ApiKey:
+    return ApiKey(
+        hash=item["pk"]["S"].removeprefix("key#"),
+        name=item["name"]["S"],
+        scopes=frozenset(Scope(scope) for scope in item["scopes"]["SS"]),
+        created_at=parse_time(item["created_at"]["S"]),
+        revoked_at=parse_time(item["revoked_at"]["S"]) if "revoked_at" in item else None,
+    )
 
 
 def _read_customer(item: Mapping[str, Any]) -> Customer:
