@@ -135,8 +135,12 @@ class StripeUnderTest:
         return flat_price.id, usage_price.id
 
     def subscribe(self, tiers: Any = None) -> Subscribed:
-        """A subscription that began on a whole hour of today."""
-        start = int(time.time()) // HOUR_S * HOUR_S
+        """A subscription that began on a whole hour 33 days ago, by its own clock.
+
+        So its first period is over, and usage in it is neither too old nor ahead of its time,
+        whether by the customer's clock or by the real one.
+        """
+        start = int(time.time()) // HOUR_S * HOUR_S - 33 * DAY_S
         clock = self.make_clock(start)
         customer = self.make_customer(clock)
         meter = self.make_meter()

@@ -500,3 +500,26 @@ def test_moving_the_servers_clock_renews_subscriptions_that_have_no_test_clock(
     assert [row.status for row in rows] == ["open"] * 4
     starts = [row.to_dict()["lines"]["data"][0]["period"]["start"] for row in rows]
     assert [later - earlier for later, earlier in pairwise(starts)] == [7 * DAY_S] * 3
+
+
+def test_a_subscription_that_was_refused_leaves_nothing_behind(
+    local: LocalStripe, client: stripe.StripeClient
+) -> None:
+    customer = client.v1.customers.create({}).id
+    price = client.v1.prices.create(
+        {
+            "product_data": {"name": "Flat"},
+            "currency": "usd",
+            "unit_amount": 100,
+            "recurring": {"interval": "month"},
+        }
+    )
+    client.v1.invoice_items.create({"customer": customer, "amount": 50, "currency": "usd"})
+    with pytest.raises(stripe.InvalidRequestError, match="no attached payment source"):
+        client.v1.subscriptions.create({"customer": customer, "items": [{"price": price.id}]})
+    assert client.v1.subscriptions.list({"customer": customer, "status": "all"}).data == []
+    assert client.v1.invoices.list({"customer": customer}).data == []
+    (item,) = client.v1.invoice_items.list({"customer": customer, "pending": True}).data
+    assert item.amount == 50
+    objects = local.state()["objects"]
+    assert (objects["subscription"], objects["subscription_item"]) == (0, 0)

@@ -86,11 +86,8 @@ def create_credit_note(account: Account, params: Params) -> Json:
     customer = account.store("cus")[invoice["customer"]]
     lines = _read_lines(account, invoice, params)
     amount = sum(line["amount"] for line in lines)
-    credited = sum(
-        note["total"]
-        for note in account.store("cn").values()
-        if note["invoice"] == invoice["id"] and note["status"] == "issued"
-    )
+    earlier = [note for note in account.store("cn").values() if note["invoice"] == invoice["id"]]
+    credited = sum(note["total"] for note in earlier if note["status"] == "issued")
     if amount <= 0 or credited + amount > invoice["total"]:
         raise invalid_request(
             "The sum of credit notes must be positive and at most the total of the invoice.",

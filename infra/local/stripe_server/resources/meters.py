@@ -3,7 +3,8 @@
 Refused at once (400): a repeated identifier, a bad timestamp, a bad or missing value, no
 customer key, no such meter, an archived meter. Answered 200 and reported later by a thin event:
 an unknown customer. `Settings.async_errors` moves codes from one side to the other, since
-Stripe's documentation says that each can come either way.
+Stripe's documentation says that each can come either way. A timestamp is judged by the customer's
+own clock, which for customers of a test clock is that clock (assumed; nothing was found on it).
 """
 
 from __future__ import annotations

@@ -227,9 +227,7 @@ def create_subscription(account: Account, params: Params) -> Json:
             subscription["default_payment_method"] = find_attached(account, chosen, customer["id"])
         _bill_creation(account, subscription, params, customer, now)
     except Exception:
-        del account.store("sub")[subscription["id"]]
-        for item_id in subscription["_items"]:
-            del account.store("si")[item_id]
+        _undo_creation(account, subscription)
         raise
     customer["currency"] = currency
     _plan_cycle(account, subscription)
@@ -238,6 +236,17 @@ def create_subscription(account: Account, params: Params) -> Json:
             subscription["cancel_at"], customer["test_clock"], "cancel_at", subscription["id"]
         )
     return account.render("sub", subscription)
+
+
+def _undo_creation(account: Account, subscription: Json) -> None:
+    """Leave nothing of a subscription that was refused; its pending items wait again."""
+    del account.store("sub")[subscription["id"]]
+    for item_id in subscription["_items"]:
+        del account.store("si")[item_id]
+    account.store("in").pop(subscription["latest_invoice"] or "", None)
+    for item in account.store("ii").values():
+        if item["invoice"] is not None and item["invoice"] not in account.store("in"):
+            item["invoice"] = None
 
 
 def _new_subscription(
