@@ -1,0 +1,20 @@
+"""What the tests of the whole path run on: DynamoDB Local and the local Stripe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from infra.local.stripe_server import LocalStripe
+from tests.faults.whole_path import Surroundings
+from tests.integration.storage.stores import Store
+
+
+@pytest.fixture(scope="session")
+def around(dynamodb_local: str) -> Iterator[Surroundings]:
+    """One storage and one Stripe for all worlds; each world is a customer of its own."""
+    with LocalStripe() as local:
+        yield Surroundings(Store("dynamodb_local", dynamodb_local), local)
+        # Every request of the whole session is one that the SDK's own types describe.
+        assert local.violations() == []
