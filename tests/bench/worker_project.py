@@ -7,6 +7,7 @@ EMISSIONS_TABLE, EMISSIONS_QUEUE_URL, PROJECTION_DLQ_URL, STREAM_SHARDS, BENCH_R
 from __future__ import annotations
 
 import os
+from functools import partial
 
 from tests.bench.measuring import Function, Samples, report
 from tests.bench.usage_mix import ONE_CUSTOMER, SAAS, UsageSource, delivery_of
@@ -34,7 +35,7 @@ def main() -> None:
             sequence += RECORDS
             function.take_log_bytes()
             # The first round warms up: connections, caches, DynamoDB Local itself.
-            (samples if number else Samples()).take(lambda d=delivery: function(d), RECORDS)
+            (samples if number else Samples()).take(partial(function, delivery), RECORDS)
             log_bytes = function.take_log_bytes()
     report(
         {

@@ -103,16 +103,30 @@ def test_a_step_moves_counters_batch_and_checkpoint(
 
 
 def read_shares(store: Store, customer: str) -> dict[str, tuple[int, int]]:
-    answer = store.client().query(
-        TableName=store.tables.totals,
-        KeyConditionExpression="pk = :pk",
-        ExpressionAttributeValues={":pk": {"S": f"{customer}#credits"}},
-    )
     return {
-        item["sk"]["S"]: (int(item["q"]["N"]), int(item["n"]["N"]))
-        for item in answer["Items"]
-        if not item["sk"]["S"].startswith("day#")
+        f"{kind}#2026-11-20#{name}": (share.sub_units, share.events)
+        for kind in ("action", "user")
+        for name, share in (
+            store.totals().day_shares(customer, "credits", "2026-11-20", kind).items()
+        )
     }
+
+
+def test_shares_of_many_names_come_back_whatever_item_they_went_to(
+    store: Store, customer: str, shard: str
+) -> None:
+    checkpoint = Checkpoint()
+    names = [f"u_{number}" for number in range(90)] + ["ü" * 128]
+    for turn in range(3):
+        # A process that starts anew knows of no names, and chooses other items.
+        totals = store.totals()
+        events = [
+            make_event(customer, 100 * turn + place, user=name, sub_units=place + 1)
+            for place, name in enumerate(names)
+        ]
+        checkpoint = totals.apply(shard, checkpoint, plan_one(*events, name=f"{turn}"))
+    shares = store.totals().day_shares(customer, "credits", "2026-11-20", "user")
+    assert shares == {name: HourTotal(3 * (place + 1), 3) for place, name in enumerate(names)}
 
 
 def test_steps_add_up(store: Store, customer: str, shard: str) -> None:

@@ -2,8 +2,12 @@
 
 Partition key `pk` is `customer#meter`; sort keys and attributes:
 `day#<YYYY-MM-DD>` has `q` and `n` (sub-units and events of the day) and, for each hour that saw
-usage, `q00`..`q23` and `n00`..`n23`; `action#<day>#<name>` and `user#<day>#<name>` have `q` and
-`n`. A checkpoint is at pk `shard#<shard>`, sk `checkpoint`.
+usage, `q00`..`q23` and `n00`..`n23`; `action#<day>#<bucket>` and `user#<day>#<bucket>` have
+`q:<name>` and `n:<name>` for each name in that bucket, and a name may be in several buckets. A
+checkpoint is at pk `shard#<shard>`, sk `checkpoint`.
+
+An item costs two write units in a transaction however little of it changes, so names share one:
+on 1,000 records of 50 customers with 20 users each, a third of the units of an item per name.
 """
 
 from __future__ import annotations
@@ -12,8 +16,9 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from zlib import crc32
 
 from meterline.adapters.dynamodb_emissions import batch_item, partition_key
 from meterline.adapters.dynamodb_wire import (
@@ -22,11 +27,13 @@ from meterline.adapters.dynamodb_wire import (
     back_off_s,
 )
 from meterline.domain.emission import HourTotal
+from meterline.domain.measuring import HourSplit
 from meterline.domain.projection import (
     Ahead,
     Checkpoint,
     Increment,
     PendingEmission,
+    ShareKey,
     TotalsStep,
 )
 from meterline.errors import StorageError, StorageUnavailableError
@@ -35,6 +42,13 @@ from meterline.ports import CheckpointMovedError
 MAX_STEP_ITEMS = 99
 """Items of a step: a transaction takes 100 (DynamoDB API reference), one is the checkpoint."""
 _MAX_CONFLICTS = 8
+_NOTHING = {"N": "0"}
+_NAMES_PER_ITEM = 16
+"""About a kilobyte: 40 bytes for a name of ten characters with its two counters."""
+_LONG_NAME = 40
+"""A longer name has an item of its own."""
+_MAX_NAMES_KNOWN = 4096
+_MAX_DAYS_KNOWN = 2000
 
 
 class DynamoTotals:
@@ -44,6 +58,7 @@ class DynamoTotals:
         self._wire = wire
         self._totals_table = totals_table
         self._emissions_table = emissions_table
+        self._buckets = _ShareBuckets()
 
     def checkpoint(self, shard: str) -> Checkpoint:
         """How far the shard is counted, read strongly consistently. One read unit."""
@@ -73,9 +88,13 @@ class DynamoTotals:
             )
             counters = {"": total} | {f"{hour:02d}": more for hour, more in hours.items()}
             actions.append(self._add(day.customer, day.meter, f"day#{day.day}", counters))
+        buckets: dict[tuple[str, str, str], dict[str, Increment]] = {}
         for share, more in step.shares.items():
-            sort_key = f"{share.kind}#{share.day}#{share.name}"
-            actions.append(self._add(share.customer, share.meter, sort_key, {"": more}))
+            sort_key = f"{share.kind}#{share.day}#{self._buckets.choose(share)}"
+            bucket = buckets.setdefault((share.customer, share.meter, sort_key), {})
+            bucket[f":{share.name}"] = more
+        for (customer, meter, sort_key), counters in buckets.items():
+            actions.append(self._add(customer, meter, sort_key, counters))
         for batch in step.emission_batches():
             item = batch_item(batch, now)
             actions.append({"Put": {"TableName": self._emissions_table, "Item": item}})
@@ -112,10 +131,88 @@ class DynamoTotals:
             int(item.get(f"n{moment:%H}", {"N": "0"})["N"]),
         )
 
+    def sum_hours(self, customer: str, meter: str, start: datetime, end: datetime) -> HourTotal:
+        """What the hours of [start, end) hold, read strongly consistently.
+
+        A read unit for every 4 KB, and a day is at most 1.4 KB: a month costs about ten.
+        """
+        if start >= end:
+            return HourTotal(0, 0)
+        last = end - timedelta(hours=1)
+        request: dict[str, Any] = {
+            "TableName": self._totals_table,
+            "KeyConditionExpression": "pk = :pk AND sk BETWEEN :first AND :last",
+            "ExpressionAttributeValues": {
+                ":pk": {"S": partition_key(customer, meter)},
+                ":first": {"S": f"day#{start:%Y-%m-%d}"},
+                ":last": {"S": f"day#{last:%Y-%m-%d}"},
+            },
+            "ConsistentRead": True,
+        }
+        sub_units = events = 0
+        while True:
+            answer = self._wire.call("Query", request)
+            for item in answer["Items"]:
+                day = item["sk"]["S"].removeprefix("day#")
+                for suffix in _hours_of_day(day, start, last):
+                    sub_units += int(item.get(f"q{suffix}", _NOTHING)["N"])
+                    events += int(item.get(f"n{suffix}", _NOTHING)["N"])
+            if "LastEvaluatedKey" not in answer:
+                return HourTotal(sub_units, events)
+            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+
+    def read_split(self, customer: str, meter: str, edge: datetime) -> HourSplit | None:
+        """How the hour around `edge` was last found to be split. One read unit."""
+        item = self._get(partition_key(customer, meter), f"split#{edge:%Y-%m-%dT%H:%M:%SZ}")
+        if item is None:
+            return None
+        return HourSplit(*(int(item[name]["N"]) for name in ("before", "after", "n")))
+
+    def write_split(self, customer: str, meter: str, edge: datetime, split: HourSplit) -> None:
+        """Remember a split. Derived from the ledger, so writing it twice is harmless."""
+        item = {
+            "pk": {"S": partition_key(customer, meter)},
+            "sk": {"S": f"split#{edge:%Y-%m-%dT%H:%M:%SZ}"},
+            "before": {"N": str(split.before_sub_units)},
+            "after": {"N": str(split.after_sub_units)},
+            "n": {"N": str(split.events)},
+        }
+        self._wire.call("PutItem", {"TableName": self._totals_table, "Item": item})
+
     def day_total(self, customer: str, meter: str, day: str) -> HourTotal:
         """What one day (`YYYY-MM-DD`, UTC) holds, read strongly consistently. One read unit."""
         item = self._get(partition_key(customer, meter), f"day#{day}") or {}
         return HourTotal(int(item.get("q", {"N": "0"})["N"]), int(item.get("n", {"N": "0"})["N"]))
+
+    def day_shares(self, customer: str, meter: str, day: str, kind: str) -> dict[str, HourTotal]:
+        """Each action's or user's part of a day (`kind` as in `ShareKey`), by name.
+
+        Read strongly consistently; a read unit per 4 KB, about a hundred names.
+        """
+        shares: dict[str, HourTotal] = {}
+        request: dict[str, Any] = {
+            "TableName": self._totals_table,
+            "KeyConditionExpression": "pk = :pk AND begins_with(sk, :sk)",
+            "ExpressionAttributeValues": {
+                ":pk": {"S": partition_key(customer, meter)},
+                ":sk": {"S": f"{kind}#{day}#"},
+            },
+            "ConsistentRead": True,
+        }
+        while True:
+            answer = self._wire.call("Query", request)
+            for item in answer["Items"]:
+                for attribute in item:
+                    if attribute.startswith("q:"):
+                        name = attribute[2:]
+                        before = shares.get(name, HourTotal(0, 0))
+                        shares[name] = HourTotal(
+                            before.sub_units + int(item[attribute]["N"]),
+                            before.events + int(item[f"n:{name}"]["N"]),
+                        )
+            if "LastEvaluatedKey" not in answer:
+                return shares
+            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
 
     def _get(self, pk: str, sk: str) -> Mapping[str, Any] | None:
         answer = self._wire.call(
@@ -131,10 +228,12 @@ class DynamoTotals:
     def _add(
         self, customer: str, meter: str, sort_key: str, counters: Mapping[str, Increment]
     ) -> dict[str, Any]:
+        names: dict[str, str] = {}
         values: dict[str, Any] = {}
         parts = []
         for place, (suffix, more) in enumerate(counters.items()):
-            parts.append(f"q{suffix} :q{place}, n{suffix} :n{place}")
+            parts.append(f"#q{place} :q{place}, #n{place} :n{place}")
+            names |= {f"#q{place}": f"q{suffix}", f"#n{place}": f"n{suffix}"}
             values[f":q{place}"] = {"N": str(more.sub_units)}
             values[f":n{place}"] = {"N": str(more.events)}
         return {
@@ -142,6 +241,7 @@ class DynamoTotals:
                 "TableName": self._totals_table,
                 "Key": {"pk": {"S": partition_key(customer, meter)}, "sk": {"S": sort_key}},
                 "UpdateExpression": "ADD " + ", ".join(parts),
+                "ExpressionAttributeNames": names,
                 "ExpressionAttributeValues": values,
             }
         }
@@ -174,6 +274,32 @@ class DynamoTotals:
         }
 
 
+class _ShareBuckets:
+    """Which item of a day a name's share goes to.
+
+    Readers add up all of a day's items, so any choice is right; this one keeps items small. With
+    every `_NAMES_PER_ITEM` names that this process has met on that day, there are more buckets. A
+    process that starts anew begins with one bucket again, and adds that many names to it at most.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[str, str, str, str], set[str]] = {}
+
+    def choose(self, share: ShareKey) -> str:
+        """The bucket's name."""
+        place = crc32(share.name.encode())
+        if len(share.name) > _LONG_NAME:
+            return f"{place:08x}"
+        day = (share.customer, share.meter, share.day, share.kind)
+        if day not in self._names and len(self._names) >= _MAX_DAYS_KNOWN:
+            self._names.clear()
+        names = self._names.setdefault(day, set())
+        if len(names) < _MAX_NAMES_KNOWN:
+            names.add(share.name)
+        bits = (len(names) // (_NAMES_PER_ITEM + 1)).bit_length()
+        return f"{bits}-{place & ((1 << bits) - 1):x}"
+
+
 def _write_place(checkpoint: Checkpoint) -> dict[str, str | None]:
     """Where a checkpoint stands: no two of one shard's are alike, so it is also its version."""
     ahead = checkpoint.ahead
@@ -181,6 +307,13 @@ def _write_place(checkpoint: Checkpoint) -> dict[str, str | None]:
         "through": None if checkpoint.through is None else str(checkpoint.through),
         "ahead": None if ahead is None else f"{ahead.lane}:{ahead.sequence}:{ahead.until}",
     }
+
+
+def _hours_of_day(day: str, start: datetime, last: datetime) -> list[str]:
+    """Suffixes of the counters of a day's hours between two hours; "" is the whole day."""
+    low = start.hour if day == f"{start:%Y-%m-%d}" else 0
+    high = last.hour if day == f"{last:%Y-%m-%d}" else 23
+    return [""] if (low, high) == (0, 23) else [f"{hour:02d}" for hour in range(low, high + 1)]
 
 
 def _write_pending(pending: PendingEmission) -> str:
