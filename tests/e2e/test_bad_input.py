@@ -260,7 +260,8 @@ EVENTS = [
     BadEvent("no id", "missing_field", make_event("", id=DROP), None),
     bad("an older specversion", "invalid_field", specversion="0.3"),
     bad("a specversion as number", "invalid_field", specversion=1.0),
-    bad("another type", "invalid_field", type="com.example.other"),
+    bad("an empty type", "invalid_field", type=""),
+    bad("a type as number", "invalid_field", type=1),
     BadEvent("an id as number", "invalid_field", make_event("", id=17), None),
     BadEvent("an id that is true", "invalid_field", make_event("", id=True), None),
     BadEvent("an empty id", "invalid_field", make_event(""), ""),
@@ -399,6 +400,7 @@ EVENTS = [
 ODD: list[tuple[str, object, str]] = [
     ("an id in any script", make_event("\u4e8b\u4ef6-\U0001f9fe-\u0394"), "2.95"),
     ("an id of 200 characters of four bytes", make_event("\U0001f9fe" * 200), "2.95"),
+    ("a type of the sender's own", make_event("odd-type", type="prompt"), "2.95"),
     ("an attribute that is NaN", make_event("odd-nan", traceparent=float("nan")), "2.95"),
     ("an attribute with lists 100 deep", make_event("odd-deep", extra=nest(100)), "2.95"),
     ("a time that is null", make_event("odd-null", time=None), "2.95"),

@@ -121,6 +121,7 @@ def test_every_shape_of_a_report_is_taken(
 def test_what_other_cloudevents_clients_add_is_let_through(api: Api) -> None:
     assert api.put_customer("cloudevents").status == 200
     event = make_event("cloudevents", "a") | {
+        "type": "prompt",
         "datacontenttype": "application/json",
         "dataschema": None,
         "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",

@@ -89,7 +89,11 @@ class UsageEvent(BaseModel):
         Field(description="Made once for each unit of work and kept on every retry."),
     ]
     source: SenderText
-    type: Literal["meterline.usage"]
+    # An app may send what it sends elsewhere: what makes it a usage report is its data.
+    type: Annotated[
+        SenderText,
+        Field(description="meterline.usage, or the sender's own.", examples=["meterline.usage"]),
+    ]
     subject: Annotated[CustomerId, Field(description="The customer's id.")]
     time: Annotated[
         Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})] | None,
