@@ -28,7 +28,20 @@ def round_half_up(amount: Fraction) -> int:
     return -whole if amount < 0 else whole
 
 
-def price_graduated(tiers: list[dict[str, Any]], quantity: int) -> list[PricedLine]:
+_STEPS = {"isk": 100, "ugx": 100, "bhd": 10, "jod": 10, "kwd": 10, "omr": 10, "tnd": 10}
+"""Minor units of which only multiples can be charged (Stripe's documentation, currencies). That
+invoice lines are rounded to them is inferred: Stripe says only that no other amount is taken."""
+
+
+def round_charge(amount: Fraction, currency: str) -> int:
+    """To the nearest amount that the currency has; a tie goes away from zero."""
+    step = _STEPS.get(currency, 1)
+    return round_half_up(amount / step) * step
+
+
+def price_graduated(
+    tiers: list[dict[str, Any]], quantity: int, currency: str = "usd"
+) -> list[PricedLine]:
     """Graduated tiers: each unit at the price of the tier it falls in, `up_to` inclusive."""
     lines: list[PricedLine] = []
     floor = 0
@@ -39,12 +52,14 @@ def price_graduated(tiers: list[dict[str, Any]], quantity: int) -> list[PricedLi
         units = max(0, ceiling - floor)
         rate = tier["unit_amount_decimal"]
         if rate is not None or tier["flat_amount_decimal"] is None:
-            amount = round_half_up(units * Fraction(rate or "0"))
+            amount = round_charge(units * Fraction(rate or "0"), currency)
             lines.append(PricedLine(units, rate or "0", amount, f"Tier {number}"))
         flat = tier["flat_amount_decimal"]
         if flat is not None and Fraction(flat):
             lines.append(
-                PricedLine(0, None, round_half_up(Fraction(flat)), f"Tier {number} flat fee")
+                PricedLine(
+                    0, None, round_charge(Fraction(flat), currency), f"Tier {number} flat fee"
+                )
             )
         if tier["up_to"] is None:
             break
@@ -52,20 +67,27 @@ def price_graduated(tiers: list[dict[str, Any]], quantity: int) -> list[PricedLi
     return lines
 
 
-def price_volume(tiers: list[dict[str, Any]], quantity: int) -> list[PricedLine]:
+def price_volume(
+    tiers: list[dict[str, Any]], quantity: int, currency: str = "usd"
+) -> list[PricedLine]:
     """Volume tiers: every unit at the price of the tier that the whole quantity reaches."""
     for number, tier in enumerate(tiers, start=1):
         if tier["up_to"] is None or quantity <= tier["up_to"]:
             rate = tier["unit_amount_decimal"] or "0"
             lines = [
                 PricedLine(
-                    quantity, rate, round_half_up(quantity * Fraction(rate)), f"Tier {number}"
+                    quantity,
+                    rate,
+                    round_charge(quantity * Fraction(rate), currency),
+                    f"Tier {number}",
                 )
             ]
             flat = tier["flat_amount_decimal"]
             if flat is not None and Fraction(flat):
                 lines.append(
-                    PricedLine(0, None, round_half_up(Fraction(flat)), f"Tier {number} flat fee")
+                    PricedLine(
+                        0, None, round_charge(Fraction(flat), currency), f"Tier {number} flat fee"
+                    )
                 )
             return lines
     raise AssertionError("the last tier has no end")
@@ -77,14 +99,15 @@ def price_quantity(price: dict[str, Any], currency: str, quantity: int) -> list[
     option = price if price["currency"] == currency else price["currency_options"][currency]
     if price["billing_scheme"] == "tiered":
         graduated = price["tiers_mode"] == "graduated"
-        return (price_graduated if graduated else price_volume)(option["tiers"], quantity)
+        price_tiers = price_graduated if graduated else price_volume
+        return price_tiers(option["tiers"], quantity, currency)
     rate = option["unit_amount_decimal"]
     divide = price["transform_quantity"]
     units = quantity
     if divide:
         units, rest = divmod(quantity, divide["divide_by"])
         units += 1 if rest and divide["round"] == "up" else 0
-    return [PricedLine(units, rate, round_half_up(units * Fraction(rate)), "")]
+    return [PricedLine(units, rate, round_charge(units * Fraction(rate), currency), "")]
 
 
 def prorate(amount: int, part_s: int, whole_s: int) -> int:

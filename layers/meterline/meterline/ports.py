@@ -28,9 +28,11 @@ from meterline.errors import MeterlineError
 if TYPE_CHECKING:
     # Not every function needs them, and every function imports this module when it starts.
     from meterline.domain.customers import Customer, User
+    from meterline.domain.measuring import HourSplit
     from meterline.domain.pricing import Plan
     from meterline.domain.rating import RateCard
     from meterline.domain.subscriptions import Subscription
+    from meterline.domain.webhooks import Notice
 
 
 class Recorded(Enum):
@@ -221,6 +223,36 @@ class HourTotals(Protocol):
         ...
 
 
+class EventsInTime(Protocol):
+    """The ledger, as far as it is read by time."""
+
+    def events_between(
+        self, customer: str, start: datetime, end: datetime
+    ) -> Iterable[LedgerEntry]:
+        """The customer's events with start <= at < end, in time order."""
+        ...
+
+
+class PeriodTotals(Protocol):
+    """The totals, as far as periods are measured from them."""
+
+    def hour_total(self, customer: str, meter: str, hour: datetime) -> HourTotal:
+        """What the hour that starts at `hour` (UTC) holds."""
+        ...
+
+    def sum_hours(self, customer: str, meter: str, start: datetime, end: datetime) -> HourTotal:
+        """What the hours from `start` up to and not including `end` hold; both on the hour."""
+        ...
+
+    def read_split(self, customer: str, meter: str, edge: datetime) -> HourSplit | None:
+        """How the hour around `edge` was last found to be split by it."""
+        ...
+
+    def write_split(self, customer: str, meter: str, edge: datetime, split: HourSplit) -> None:
+        """Remember how the hour around `edge` is split by it."""
+        ...
+
+
 class EmissionStore(Protocol):
     """What is to be sent, how far sending got, and what could not be billed.
 
@@ -270,4 +302,40 @@ class EmissionInbox(Protocol):
 
     def park_unreadable(self, body: str, *, group: str, dedupe: str) -> None:
         """Put a message that nobody can read into the dead-letter queue as it is."""
+        ...
+
+
+class Inbox(Protocol):
+    """The billing layer's events that were heard of, each one once by its id."""
+
+    def note(self, notice: Notice, now: datetime) -> bool:
+        """Write the event down; whether it is known and in the queue already."""
+        ...
+
+    def mark_queued(self, notice_id: str, now: datetime) -> None:
+        """It is in the queue: repeats are of no interest from now on."""
+        ...
+
+    def is_done(self, notice_id: str) -> bool:
+        """Whether the event has been handled."""
+        ...
+
+    def mark_done(self, notice_id: str, now: datetime) -> None:
+        """The event has been handled, with success."""
+        ...
+
+    def cursor(self) -> int | None:
+        """Up to which second the billing layer's own list of events was read."""
+        ...
+
+    def move_cursor(self, to_s: int) -> None:
+        """The list was read up to this second; it never moves back."""
+        ...
+
+
+class NoticeQueue(Protocol):
+    """The way from taking an event in to handling it, at least once."""
+
+    def put(self, notice: Notice) -> None:
+        """Hand the event on; raises `StorageUnavailableError`."""
         ...

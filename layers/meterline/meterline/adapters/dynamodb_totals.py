@@ -3,8 +3,9 @@
 Partition key `pk` is `customer#meter`; sort keys and attributes:
 `day#<YYYY-MM-DD>` has `q` and `n` (sub-units and events of the day) and, for each hour that saw
 usage, `q00`..`q23` and `n00`..`n23`; `action#<day>#<bucket>` and `user#<day>#<bucket>` have
-`q:<name>` and `n:<name>` for each name in that bucket, and a name may be in several buckets. A
-checkpoint is at pk `shard#<shard>`, sk `checkpoint`.
+`q:<name>` and `n:<name>` for each name in that bucket, and a name may be in several buckets.
+`split#<edge>` is how a period's edge cuts its hour (`meterline.domain.measuring`). A checkpoint
+is at pk `shard#<shard>`, sk `checkpoint`.
 
 An item costs two write units in a transaction however little of it changes, so names share one:
 on 1,000 records of 50 customers with 20 users each, a third of the units of an item per name.

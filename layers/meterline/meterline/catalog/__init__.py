@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from meterline.domain.currencies import smallest_step_minor
 from meterline.domain.emission import EmissionMode
 from meterline.domain.meters import Meter, Rating
 from meterline.domain.pricing import CurrencyOption, Plan, Tier
@@ -168,6 +169,16 @@ def _read_tiers(table: _Table, meter: Meter) -> tuple[Tier, ...]:
     return tuple(tiers)
 
 
+def _check_steps(where: str, currency: str, amounts_minor: Iterable[int]) -> None:
+    step_minor = smallest_step_minor(currency)
+    for amount_minor in amounts_minor:
+        if amount_minor % step_minor:
+            raise InvalidCatalogError(
+                f"{where}: {amount_minor} cannot be charged: amounts in {currency} are multiples "
+                f"of {step_minor} minor units"
+            )
+
+
 def _check_currency(where: str, currency: str) -> str:
     if not _CURRENCY.fullmatch(currency):
         raise InvalidCatalogError(f"{where}: {currency!r} is not a lower case ISO 4217 code")
@@ -189,6 +200,8 @@ def _read_plan(plan_id: str, values: object, meters: Mapping[str, Meter]) -> Pla
     name = table.take_text("name", 250)
     base_fee_minor = table.take_minor("base_fee_minor")
     tiers = _read_tiers(table, meter)
+    flat_minor = [tier.flat_amount_minor for tier in tiers]
+    _check_steps(table.where, currency, [base_fee_minor, *flat_minor])
     options: dict[str, CurrencyOption] = {}
     for other, option in table.take("currency_options", dict, default={}, required=False).items():
         where = f"{table.where}.currency_options.{other}"
@@ -200,6 +213,8 @@ def _read_plan(plan_id: str, values: object, meters: Mapping[str, Meter]) -> Pla
         if [tier.up_to for tier in option_tiers] != [tier.up_to for tier in tiers]:
             raise InvalidCatalogError(f"{where}.tiers: must end where the plan's own tiers end")
         option_table.close()
+        option_flat_minor = [tier.flat_amount_minor for tier in option_tiers]
+        _check_steps(where, other, [fee, *option_flat_minor])
         options[other] = CurrencyOption(fee, option_tiers)
     table.close()
     return Plan(plan_id, name, currency, base_fee_minor, meter_id, tiers, interval, options)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from decimal import ROUND_HALF_UP, Context, Decimal
 from enum import StrEnum
 
+from meterline.domain.currencies import smallest_step_minor
+
 _EXACT = Context(prec=60)
 """Wide enough for 15 digits of sub-units times a rate of 12 decimals, so nothing is rounded."""
 
@@ -103,9 +105,14 @@ class Line:
     """Index of the tier, None for the base fee."""
 
 
-def round_line(exact_minor: Decimal) -> int:
-    """Round one line to a whole minor unit, half up: the only rounding of money there is."""
-    return int(exact_minor.quantize(Decimal(1), rounding=ROUND_HALF_UP, context=_EXACT))
+def round_line(exact_minor: Decimal, step_minor: int = 1) -> int:
+    """Round one line half up, to a multiple of `step_minor`: the only rounding of money there is.
+
+    The step is the currency's (`smallest_step_minor`): one minor unit, but for those of which
+    Stripe charges only multiples. That lines follow it is inferred from what can be charged.
+    """
+    steps = _EXACT.divide(exact_minor, Decimal(step_minor))
+    return int(steps.quantize(Decimal(1), rounding=ROUND_HALF_UP, context=_EXACT)) * step_minor
 
 
 def split_by_tier(quantity: Decimal, tiers: tuple[Tier, ...]) -> tuple[Decimal, ...]:
@@ -125,12 +132,20 @@ def price_usage(quantity: Decimal, plan: Plan) -> tuple[Line, ...]:
     """The metered lines alone, for a quantity in the meter's own units."""
     if quantity < 0:
         raise NegativeQuantityError(f"quantity {quantity} on plan {plan.id}")
+    step_minor = smallest_step_minor(plan.currency)
     lines: list[Line] = []
     for index, part in enumerate(split_by_tier(quantity, plan.tiers)):
         tier = plan.tiers[index]
         exact = _EXACT.multiply(part, tier.unit_amount_minor)
         lines.append(
-            Line(LineKind.TIER, part, tier.unit_amount_minor, exact, round_line(exact), index)
+            Line(
+                LineKind.TIER,
+                part,
+                tier.unit_amount_minor,
+                exact,
+                round_line(exact, step_minor),
+                index,
+            )
         )
         if tier.flat_amount_minor:
             flat = Decimal(tier.flat_amount_minor)
@@ -140,11 +155,15 @@ def price_usage(quantity: Decimal, plan: Plan) -> tuple[Line, ...]:
     return tuple(lines)
 
 
+def price_base_fee(plan: Plan) -> Line:
+    """The base fee of one period."""
+    fee = Decimal(plan.base_fee_minor)
+    return Line(LineKind.BASE_FEE, Decimal(1), fee, fee, plan.base_fee_minor)
+
+
 def price(quantity: Decimal, plan: Plan) -> tuple[Line, ...]:
     """Every line of one period's bill: the base fee, then the usage tier by tier."""
-    fee = Decimal(plan.base_fee_minor)
-    base = Line(LineKind.BASE_FEE, Decimal(1), fee, fee, plan.base_fee_minor)
-    return (base, *price_usage(quantity, plan))
+    return (price_base_fee(plan), *price_usage(quantity, plan))
 
 
 def total_minor(lines: tuple[Line, ...]) -> int:
