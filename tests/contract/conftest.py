@@ -153,7 +153,11 @@ class StripeUnderTest:
             ],
         )
         subscription = self.client.v1.subscriptions.create(
-            {"customer": customer, "items": [{"price": flat_price}, {"price": usage_price}]}
+            {
+                "customer": customer,
+                "items": [{"price": flat_price}, {"price": usage_price}],
+                "billing_mode": {"type": "flexible"},
+            }
         ).to_dict()
         items = {item["price"]["id"]: item for item in subscription["items"]["data"]}
         return Subscribed(

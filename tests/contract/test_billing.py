@@ -158,6 +158,7 @@ def test_usage_that_comes_after_finalisation_is_on_no_invoice(account: StripeUnd
     _settle_usage(account, subscribed, 7000)
     after = account.client.v1.invoices.retrieve(final["id"]).to_dict()
     assert after["total"] == final["total"] == 2900 + 500
+    assert _usage_amounts(after, subscribed) == _usage_amounts(final, subscribed) == [0, 500]
     assert sum(_usage_amounts(_preview(account, subscribed), subscribed)) == 0
 
 
@@ -304,6 +305,30 @@ def test_a_metered_item_added_later_bills_later_usage_only(account: StripeUnderT
         lambda invoice: bool(_usage_amounts(invoice, later)),
     )
     assert _usage_amounts(preview, later) == [2]
+
+
+@pytest.mark.parametrize(("behavior", "settled"), [("create_prorations", [10]), ("none", [])])
+def test_a_metered_price_that_is_switched_settles_its_usage_and_the_new_one_bills_from_then(
+    account: StripeUnderTest, behavior: Any, settled: list[int]
+) -> None:
+    subscribed = account.subscribe([{"up_to": "inf", "unit_amount_decimal": Decimal(1)}])
+    _, dearer = account.make_prices(
+        subscribed.meter, [{"up_to": "inf", "unit_amount_decimal": Decimal(3)}]
+    )
+    _use(account, subscribed, 10, subscribed.start + 60)
+    _settle_usage(account, subscribed, 10)
+    switched = subscribed.start + 10 * DAY_S
+    account.advance(subscribed.clock, switched)
+    account.client.v1.subscription_items.update(
+        subscribed.usage_item, {"price": dearer, "proration_behavior": behavior}
+    )
+    _use(account, subscribed, 4, switched + 60)
+    _settle_usage(account, subscribed, 14)
+    pending = account.client.v1.invoice_items.list(
+        {"customer": subscribed.customer, "pending": True}
+    )
+    assert [item.amount for item in pending.data] == settled
+    assert _usage_amounts(_preview(account, subscribed), subscribed) == [12]
 
 
 def test_a_metered_item_takes_no_quantity(account: StripeUnderTest, refused: Refused) -> None:
