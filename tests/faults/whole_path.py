@@ -499,8 +499,7 @@ class World:
             answer = self.reporter()(list(events), self.clock.now())
         except (Crash, MeterlineError):
             return None
-        self.answers["accepted"] += answer.accepted
-        self.answers["duplicates"] += answer.duplicates
+        self.answers += Counter(accepted=answer.accepted, duplicates=answer.duplicates)
         assert not answer.rejected, answer.rejected
         return answer
 
