@@ -88,7 +88,9 @@ def test_before_rounding_the_tiers_hold_all_of_the_quantity(sub_units: int, curr
     quantity = Decimal(sub_units) / 1000
     lines = price_usage(quantity, plan)
     assert sum(line.quantity for line in lines) == quantity
-    assert sum(line.exact_minor for line in lines) == max(quantity - 1000, 0) * Decimal("0.5")
+    assert sum(line.exact_minor for line in lines) == max(quantity - 1000, Decimal(0)) * Decimal(
+        "0.5"
+    )
 
 
 def test_a_fee_that_nobody_can_be_charged_is_refused() -> None:
