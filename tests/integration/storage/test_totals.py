@@ -165,6 +165,16 @@ def test_shards_have_checkpoints_of_their_own(store: Store, customer: str, shard
     assert totals.hour_total(customer, "credits", HOUR) == HourTotal(2000, 2)
 
 
+def test_a_batch_is_never_written_over(store: Store, customer: str, shard: str) -> None:
+    totals = store.totals()
+    first = plan_one(make_event(customer, 0), name="same")
+    totals.apply(shard, Checkpoint(), first)
+    with pytest.raises(TransactionCanceledError):
+        totals.apply(f"{shard}-2", Checkpoint(), plan_one(make_event(customer, 0), name="same"))
+    assert totals.checkpoint(f"{shard}-2") == Checkpoint()
+    assert totals.hour_total(customer, "credits", HOUR) == HourTotal(1000, 1)
+
+
 def test_of_two_that_count_the_same_records_at_once_one_counts(
     parallel_store: Store, customer: str, shard: str
 ) -> None:

@@ -31,6 +31,7 @@ RETRIED = [
     ("ThrottlingException", 400),
     ("RequestLimitExceeded", 400),
     ("LimitExceededException", 400),
+    ("TransactionConflictException", 400),
     ("TransactionInProgressException", 400),
     ("ItemCollectionSizeLimitExceededException", 400),
 ]

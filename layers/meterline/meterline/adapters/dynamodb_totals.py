@@ -97,8 +97,13 @@ class DynamoTotals:
         for (customer, meter, sort_key), counters in buckets.items():
             actions.append(self._add(customer, meter, sort_key, counters))
         for batch in step.emission_batches():
-            item = batch_item(batch, now)
-            actions.append({"Put": {"TableName": self._emissions_table, "Item": item}})
+            put = {
+                "TableName": self._emissions_table,
+                "Item": batch_item(batch, now),
+                # Two steps never share a name. If they did, this would lose the first one's usage.
+                "ConditionExpression": "attribute_not_exists(pk)",
+            }
+            actions.append({"Put": put})
         for tries in range(1, _MAX_CONFLICTS + 1):
             try:
                 self._wire.call("TransactWriteItems", {"TransactItems": actions})

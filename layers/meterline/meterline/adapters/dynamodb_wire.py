@@ -36,10 +36,12 @@ RETRYABLE_CODES = frozenset(
         "RequestTimeoutException",
         "ServiceUnavailable",
         "ThrottlingException",
+        "TransactionConflictException",
         "TransactionInProgressException",
     }
 )
-"""Error codes that DynamoDB's API reference marks as worth trying again."""
+"""Error codes that DynamoDB's API reference marks as worth trying again, and that of a write which
+met another's transaction on its item: that is over in a moment."""
 
 AttributeValue = dict[str, Any]
 """One value in DynamoDB's own JSON: `{"S": "…"}`, `{"N": "1"}`, …"""
