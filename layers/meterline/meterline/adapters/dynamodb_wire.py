@@ -1,28 +1,28 @@
-"""DynamoDB's JSON protocol, signed by botocore and carried by urllib3, without the client on top.
+"""DynamoDB's JSON protocol, carried by urllib3, without boto3's client on top.
 
 boto3's client walks every parameter and every answer against its service model: measured on
 batches of 25 conditional inserts, that is more than half of the CPU of a usage report. What the
-model would check is checked by the storage contract suite; credentials, their refresh and the
-signature stay botocore's.
+model would check is checked by the storage contract suite; configuration, credentials and their
+refresh stay botocore's.
 """
 
 from __future__ import annotations
 
 import math
 import random
-import threading
+import re
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import botocore.session
 import urllib3
-from botocore.auth import SigV4Auth
-from botocore.awsrequest import AWSRequest
 from botocore.configprovider import ConfiguredEndpointProvider
 from botocore.exceptions import NoCredentialsError
 from pydantic_core import from_json, to_json
 
+from meterline.adapters.aws_signature import JsonCallSigner
 from meterline.errors import ConfigurationError, StorageError, StorageUnavailableError
 
 RETRYABLE_CODES = frozenset(
@@ -76,20 +76,19 @@ class DynamoWire:
         region = self._session.get_config_variable("region")
         if not region:
             raise ConfigurationError("no AWS region is set")
-        self._region: str = region
         self.endpoint_url = endpoint_url or _endpoint_url(self._session, region)
         self._credentials = self._session.get_credentials()
         self._attempts = attempts
         self._deadline_s = deadline_s
         url = urllib3.util.parse_url(self.endpoint_url)
         self._path = (url.path or "/").rstrip("/") + "/"
+        self._signer = JsonCallSigner("dynamodb", region, _host_header(url), self._path)
         self._pool = urllib3.connectionpool.connection_from_url(
             self.endpoint_url,
             maxsize=pool_size,
             timeout=urllib3.Timeout(connect=1.0, read=timeout_s),
             retries=False,
         )
-        self._lock = threading.Lock()
 
     def call(
         self, operation: str, request: Mapping[str, Any], *, deadline_s: float = math.inf
@@ -135,22 +134,15 @@ class DynamoWire:
         raise StorageUnavailableError(why)
 
     def _sign(self, operation: str, body: bytes) -> dict[str, str]:
-        request = AWSRequest(
-            "POST",
-            self.endpoint_url,
-            headers={
-                "X-Amz-Target": f"DynamoDB_20120810.{operation}",
-                "Content-Type": "application/x-amz-json-1.0",
-            },
-            data=body,
-        )
         if self._credentials is None:
             raise NoCredentialsError
         # Refreshable credentials are read as one frozen set, so that key and token match.
-        SigV4Auth(self._credentials.get_frozen_credentials(), "dynamodb", self._region).add_auth(
-            request
+        return self._signer.sign(
+            self._credentials.get_frozen_credentials(),
+            f"DynamoDB_20120810.{operation}",
+            body,
+            datetime.now(UTC),
         )
-        return dict(request.headers.items())
 
 
 class TransactionCanceledError(StorageError):
@@ -186,6 +178,12 @@ def _reasons(answer: urllib3.BaseHTTPResponse) -> list[str]:
     ]
 
 
+def _host_header(url: urllib3.util.Url) -> str:
+    """The Host header that urllib3 sends: without the scheme's own port."""
+    usual = {"http": 80, "https": 443}[url.scheme or "https"]
+    return str(url.host if url.port in (None, usual) else url.netloc)
+
+
 def _endpoint_url(session: botocore.session.Session, region: str) -> str:
     """Where botocore itself would call: the environment's endpoint first, then the region's."""
     configured = ConfiguredEndpointProvider(
@@ -195,6 +193,8 @@ def _endpoint_url(session: botocore.session.Session, region: str) -> str:
     ).provide()
     if configured:
         return str(configured)
-    resolver = session.get_component("endpoint_resolver")
-    endpoint = resolver.construct_endpoint("dynamodb", region)
-    return f"https://{endpoint['hostname']}"
+    # Not from botocore's list of all endpoints, which takes longer to load than the rest of a wire.
+    for partition in session.get_component("data_loader").load_data("partitions")["partitions"]:
+        if re.match(partition["regionRegex"], region):
+            return f"https://dynamodb.{region}.{partition['outputs']['dnsSuffix']}"
+    raise ConfigurationError(f"{region!r} is not a region of AWS")
