@@ -48,6 +48,13 @@ class Attribution:
                 check_label(name, value)
 
 
+@dataclass(frozen=True, slots=True)
+class Unmetered:
+    """The platform pays itself, for this reason."""
+
+    reason: str
+
+
 class VerifiedIdentity(Protocol):
     """What a verified session says: who signed in, and for which organisation."""
 
@@ -60,11 +67,8 @@ class VerifiedIdentity(Protocol):
         """The organisation the person acts for, if any."""
 
 
-_current: contextvars.ContextVar[Attribution | None] = contextvars.ContextVar(
+_current: contextvars.ContextVar[Attribution | Unmetered | None] = contextvars.ContextVar(
     "meterline_attribution", default=None
-)
-_unmetered: contextvars.ContextVar[str | None] = contextvars.ContextVar(
-    "meterline_unmetered", default=None
 )
 
 
@@ -79,24 +83,27 @@ def check_label(what: str, value: object, max_characters: int = MAX_LABEL_CHARAC
 
 def clip_label(value: str | None) -> str | None:
     """Make a provider's text fit for an event: evidence that is cut beats an event refused."""
-    if value is None:
-        return None
+    if value is None or (len(value) <= MAX_LABEL_CHARACTERS and value.isprintable() and value):
+        return value
     return _UNFIT.sub("", value)[:MAX_LABEL_CHARACTERS] or None
 
 
 def find_attribution() -> Attribution:
-    """Return who is acting. Raises CustomerMissingError when nobody is."""
-    attribution = _current.get()
-    if attribution is None:
-        raise CustomerMissingError(
-            "no customer to bill: make the call inside `with acting_for(customer):`"
-        )
+    """Return who is acting. Raises CustomerMissingError when nobody is, or the platform itself."""
+    attribution = find_payer()
+    if isinstance(attribution, Unmetered):
+        raise CustomerMissingError(f"no customer to bill: {attribution.reason} is not metered")
     return attribution
 
 
-def read_attribution() -> Attribution | None:
-    """Return who is acting, or None."""
-    return _current.get()
+def find_payer() -> Attribution | Unmetered:
+    """Return who pays for the next call. Raises CustomerMissingError when that is not known."""
+    payer = _current.get()
+    if payer is None:
+        raise CustomerMissingError(
+            "no customer to bill: make the call inside `with acting_for(customer):`"
+        )
+    return payer
 
 
 def set_attribution(customer: str, *, user: str | None = None, action: str | None = None) -> None:
@@ -152,16 +159,11 @@ def authorized_by(authorization: str) -> Iterator[Attribution]:
 @contextlib.contextmanager
 def unmetered(reason: str) -> Iterator[None]:
     """Meter nothing inside: for calls that the platform pays itself. The reason is required."""
-    token = _unmetered.set(check_label("reason", reason))
+    token = _current.set(Unmetered(check_label("reason", reason)))
     try:
         yield
     finally:
-        _unmetered.reset(token)
-
-
-def is_unmetered() -> bool:
-    """Say whether the calls of this context are the platform's own."""
-    return _unmetered.get() is not None
+        _current.reset(token)
 
 
 @contextlib.contextmanager

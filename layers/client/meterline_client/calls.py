@@ -22,6 +22,8 @@ class Recorder(Protocol):
     """Where the events of settled calls go."""
 
     signals: SignalBoard
+    default_meter: str
+    """What calls of wrapped clients are counted on."""
 
     def keep(self, event_id: str, attribution: Attribution, work: Work) -> None:
         """Keep one event, durably, before returning."""
@@ -165,6 +167,15 @@ def read_response_id(body: Any) -> str | None:
 _measured: contextvars.ContextVar[Measured | None] = contextvars.ContextVar(
     "meterline_measured", default=None
 )
+
+
+def open_call(
+    recorder: Recorder, attribution: Attribution, provider: str, model: str | None
+) -> Call:
+    """Open the call of a wrapped client, right before the provider is called."""
+    note_paid_work()
+    call = Call(recorder, attribution, meter=recorder.default_meter, provider=provider, model=model)
+    return call if attribution.authorization is None else call.begin()
 
 
 def note_hit() -> None:

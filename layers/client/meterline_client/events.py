@@ -6,9 +6,9 @@ import itertools
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from json.encoder import encode_basestring_ascii as _quote
+from typing import NamedTuple
 
 from meterline_client.attribution import Attribution, check_label
 
@@ -84,9 +84,11 @@ def check_usage(usage: Mapping[str, int]) -> dict[str, int]:
     return dict(usage)
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What was done, in the provider's own numbers; either `usage` or `quantity` says how much."""
+class Work(NamedTuple):
+    """What was done, in the provider's own numbers; either `usage` or `quantity` says how much.
+
+    A tuple, as it is made on every call: a frozen dataclass of eight fields takes 3 µs to make.
+    """
 
     meter: str
     usage: Mapping[str, int] | None = None
@@ -107,25 +109,28 @@ def encode_event(
     """
     # Written by hand: the strings are escaped by the json module, the rest is whole numbers, and a
     # general encoder would take three times as long on the calling thread.
-    said = [
-        f'"{name}":{_quote(value)}'
-        for name, value in (
-            ("user", attribution.user),
-            ("action", attribution.action),
-            ("provider", work.provider),
-            ("model", work.model),
-            ("quantity", work.quantity),
-            ("tier", work.tier),
-            ("response_id", work.response_id),
-            ("status", work.status),
-            ("authorization", attribution.authorization),
-        )
-        if value is not None
-    ]
+    data = f'"meter":{_quote(work.meter)}'
+    if attribution.user is not None:
+        data += f',"user":{_quote(attribution.user)}'
+    if attribution.action is not None:
+        data += f',"action":{_quote(attribution.action)}'
+    if work.provider is not None:
+        data += f',"provider":{_quote(work.provider)}'
+    if work.model is not None:
+        data += f',"model":{_quote(work.model)}'
     if work.usage is not None:
         counts = ",".join([f"{_quote(kind)}:{count:d}" for kind, count in work.usage.items()])
-        said.append(f'"usage":{{{counts}}}')
-    data = ",".join([f'"meter":{_quote(work.meter)}', *said])
+        data += f',"usage":{{{counts}}}'
+    if work.quantity is not None:
+        data += f',"quantity":{_quote(work.quantity)}'
+    if work.response_id is not None:
+        data += f',"response_id":{_quote(work.response_id)}'
+    if work.tier is not None:
+        data += f',"tier":{_quote(work.tier)}'
+    if work.status is not None:
+        data += f',"status":{_quote(work.status)}'
+    if attribution.authorization is not None:
+        data += f',"authorization":{_quote(attribution.authorization)}'
     line = (
         f'{{"specversion":"1.0","id":{_quote(event_id)},"source":{_quote(source)},'
         f'"type":"meterline.usage","subject":{_quote(attribution.customer)},'

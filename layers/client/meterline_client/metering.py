@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from meterline_client.attribution import (
     MAX_ID_CHARACTERS,
     Attribution,
+    Unmetered,
     authorized_by,
     check_label,
     find_attribution,
-    is_unmetered,
-    read_attribution,
+    find_payer,
 )
 from meterline_client.errors import MeterClosedError
 from meterline_client.events import Work, encode_event, format_quantity
@@ -71,7 +71,7 @@ class MeterSettings:
     spool: Path
     meter: str = "credits"
     strict: bool = False
-    linger_s: float = 0.2
+    linger_s: float = 0.5
     timeout_s: float = 10.0
     max_spool_bytes: int = 1 << 30
     max_held_events: int = 1_000
@@ -128,6 +128,7 @@ class Meter:
     ) -> None:
         self.settings = settings
         self.signals = SignalBoard(on_signal)
+        self.default_meter = settings.meter
         self._clock = clock
         self._closed = False
         self._spool = Spool(
@@ -407,23 +408,17 @@ class Meter:
 
     # What calls need
 
-    def open_call(self, provider: str, model: str | None) -> Call | None:
-        """Open a call for whoever is acting; None when the platform pays.
+    def check_call(self) -> Attribution | None:
+        """Return who is billed for a call that is about to be made; None when the platform pays.
 
-        Raises CustomerMissingError or SpoolFullError before the provider is called.
+        Raises CustomerMissingError, MeterClosedError or SpoolFullError before the provider is
+        called.
         """
-        from meterline_client.calls import Call, note_paid_work
-
-        attribution = read_attribution()
-        if is_unmetered():
+        payer = find_payer()
+        if isinstance(payer, Unmetered):
             return None
-        if attribution is None:
-            attribution = find_attribution()
         self._check_ready()
-        note_paid_work()
-        return Call(
-            self, attribution, meter=self.settings.meter, provider=provider, model=model
-        ).begin()
+        return payer
 
     def _check_ready(self) -> None:
         if self._closed:

@@ -53,7 +53,7 @@ class Service(Protocol):
 class SenderSettings:
     """How the sender batches: it gathers for `linger_s` after the first event of a batch."""
 
-    linger_s: float = 0.2
+    linger_s: float = 0.5
     max_batch_events: int = 500
     max_batch_bytes: int = 512 << 10
 
@@ -90,6 +90,8 @@ class Sender:
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
         self._wake = threading.Event()
+        self._is_told = False
+        """A line waits and the sender knows; cleared before it reads the spool."""
         self._urgent = threading.Event()
         self._progress = threading.Condition()
         self._stopping = False
@@ -99,7 +101,8 @@ class Sender:
 
     def wake(self) -> None:
         """Say that a line was appended. Cheap when the sender knows already."""
-        if not self._wake.is_set():
+        if not self._is_told:
+            self._is_told = True
             self._wake.set()
             if self._thread is None:
                 self._ensure_running()
@@ -156,6 +159,7 @@ class Sender:
                 self._urgent.wait(self._settings.linger_s)
             self._urgent.clear()
             self._wake.clear()
+            self._is_told = False
             self._adopt_when_due()
             try:
                 delay_s = self._send_waiting()

@@ -163,28 +163,28 @@ class Spool:
                 segment = self._live
                 if segment is None or segment.written >= self._segment_bytes:
                     segment = self._open_segment()
-                self._write_whole(segment, line)
-                self._appended_bytes += len(line)
+                size = len(line)
+                try:
+                    if self._write(segment.fd, line) != size:
+                        raise OSError(errno.ENOSPC, "the disk took a part of the line only")
+                except OSError:
+                    self._cut_torn_line(segment)
+                    raise
+                segment.written += size
+                self._appended_bytes += size
                 end = segment.written
             if self._strict:
                 self._sync_to(segment, end)
         except OSError as error:
             self._hold(line, error)
 
-    def _write_whole(self, segment: _Segment, line: bytes) -> None:
+    def _cut_torn_line(self, segment: _Segment) -> None:
+        """What the disk took of a line would stand before the next one."""
         try:
-            written = self._write(segment.fd, line)
-            if written != len(line):
-                raise OSError(errno.ENOSPC, "the disk took a part of the line only")
+            os.ftruncate(segment.fd, segment.written)
         except OSError:
-            # What the disk took of the line would stand before the next one.
-            try:
-                os.ftruncate(segment.fd, segment.written)
-            except OSError:
-                self._sealed.append(segment)
-                self._live = None
-            raise
-        segment.written += len(line)
+            self._sealed.append(segment)
+            self._live = None
 
     def _open_segment(self) -> _Segment:
         name = f"{self._instance}-{self._opened:08}"

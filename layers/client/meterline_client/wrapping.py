@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from typing import Any, Protocol, TypeVar
 
-from meterline_client.calls import Call
+from meterline_client.attribution import Attribution
+from meterline_client.calls import Call, Recorder, open_call
 from meterline_client.errors import ClientUnsupportedError
 from meterline_client.raw_responses import ByteWatch, settle_bytes, watch_bytes
 from meterline_client.reading import AnthropicStream, OpenAIChatStream, OpenAIResponsesStream
-from meterline_client.signals import SignalBoard
+from meterline_client.sdk_objects import summarize_answer
 from meterline_client.wrapping_streams import (
     Accumulator,
     Filter,
@@ -34,6 +35,9 @@ from meterline_client.wrapping_streams import (
 C = TypeVar("C")
 
 MARK = "_meterline_meter"
+MAX_KNOWN_URLS = 1_000
+"""How many addresses a client remembers as billed or not; some hold ids."""
+
 HOSTS: Mapping[str, str] = {"openrouter.ai": "openrouter", "ai-gateway.vercel.sh": "vercel"}
 """Gateways that are known by their address; any other is named with `provider=`."""
 
@@ -61,13 +65,11 @@ OPENAI_ENDPOINTS: Mapping[str, _Endpoint] = {
 }
 
 
-class CallOpener(Protocol):
-    """What opens a call before the provider is called, and keeps those that end later."""
+class CallKeeper(Recorder, Protocol):
+    """What says who is billed before the provider is called, and keeps calls that end later."""
 
-    signals: SignalBoard
-
-    def open_call(self, provider: str, model: str | None) -> Call | None:
-        """Open a call for whoever is acting; None when the platform pays. Raises before it."""
+    def check_call(self) -> Attribution | None:
+        """Return who is billed; None when the platform pays. Raises if the call must not be."""
 
     def defer(self, call: Call, work_id: str, poll: Callable[[], Mapping[str, Any]] | None) -> None:
         """Keep a call whose work goes on after the answer; `poll` asks how it stands."""
@@ -76,7 +78,7 @@ class CallOpener(Protocol):
         """Return the deferred call of a piece of work."""
 
 
-def wrap_client(opener: CallOpener, client: C, provider: str | None, include_usage: bool) -> C:
+def wrap_client(keeper: CallKeeper, client: C, provider: str | None, include_usage: bool) -> C:
     """Meter a client in place and return it. Raises ClientUnsupportedError on anything else."""
     if getattr(client, MARK, None) is not None:
         return client
@@ -89,12 +91,12 @@ def wrap_client(opener: CallOpener, client: C, provider: str | None, include_usa
         None,
     )
     if family == "replicate" and hasattr(client, "_async_request"):
-        _ReplicateSeam(opener, provider or "replicate").attach(client)
+        _ReplicateSeam(keeper, provider or "replicate").attach(client)
     elif family == "anthropic" and hasattr(client, "request"):
-        _StainlessSeam(opener, provider or "anthropic", ANTHROPIC_ENDPOINTS, False).attach(client)
+        _StainlessSeam(keeper, provider or "anthropic", ANTHROPIC_ENDPOINTS, False).attach(client)
     elif family == "openai" and hasattr(client, "request"):
         provider = provider or HOSTS.get(client.base_url.host, "openai")  # type: ignore[attr-defined]
-        _StainlessSeam(opener, provider, OPENAI_ENDPOINTS, include_usage).attach(client)
+        _StainlessSeam(keeper, provider, OPENAI_ENDPOINTS, include_usage).attach(client)
     else:
         raise ClientUnsupportedError(
             f"{type(client).__module__}.{type(client).__qualname__} is no client of anthropic, "
@@ -108,15 +110,16 @@ class _StainlessSeam:
 
     def __init__(
         self,
-        opener: CallOpener,
+        keeper: CallKeeper,
         provider: str,
         endpoints: Mapping[str, _Endpoint],
         include_usage: bool,
     ) -> None:
-        self._opener = opener
+        self._keeper = keeper
         self._provider = provider
         self._endpoints = endpoints
         self._include_usage = include_usage
+        self._known: dict[str, _Endpoint | None] = {}
         self._warned: set[str] = set()
 
     def attach(self, client: Any) -> None:
@@ -157,46 +160,52 @@ class _StainlessSeam:
 
         def copy_metered(*args: Any, **kwargs: Any) -> Any:
             return wrap_client(
-                self._opener, copy(*args, **kwargs), self._provider, self._include_usage
+                self._keeper, copy(*args, **kwargs), self._provider, self._include_usage
             )
 
         client.copy = client.with_options = copy_metered
-        setattr(client, MARK, self._opener)
+        setattr(client, MARK, self._keeper)
 
     def _open(self, options: Any, stream: bool) -> tuple[Call | None, _Endpoint, bool]:
         endpoint = self._find_endpoint(options)
         if endpoint is None:
             return None, _Endpoint(), False
-        body = options.json_data
-        model = body.get("model") if isinstance(body, Mapping) else None
-        call = self._opener.open_call(self._provider, model if isinstance(model, str) else None)
-        if call is None:
+        attribution = self._keeper.check_call()
+        if attribution is None:
             return None, endpoint, False
+        body = options.json_data
+        model = body.get("model") if type(body) is dict or isinstance(body, Mapping) else None
+        model = model if isinstance(model, str) else None
+        call = open_call(self._keeper, attribution, self._provider, model)
         hides = False
         if stream and endpoint.asks_for_usage and self._include_usage:
             hides = _ask_for_usage(options)
         return call, endpoint, hides
 
     def _find_endpoint(self, options: Any) -> _Endpoint | None:
-        if options.method.lower() != "post":
+        if options.method not in ("post", "POST"):
             return None
-        path = options.url.partition("?")[0]
-        if (endpoint := self._endpoints.get(path)) is not None:
-            return endpoint
+        url = options.url
+        if url in self._known:
+            return self._known[url]
+        path = url.partition("?")[0]
         # Azure's and other deployments put their own prefix before the path.
-        for known, endpoint in self._endpoints.items():
-            if path.endswith(known):
-                return endpoint
-        return None
+        found = next(
+            (e for known, e in self._endpoints.items() if path.endswith(known)),
+            None,
+        )
+        if len(self._known) < MAX_KNOWN_URLS:
+            self._known[url] = found
+        return found
 
     def _see_other(self, options: Any, result: Any) -> Any:
         """A call that is not billed by itself: it may tell the end of one, or be a gap."""
         path = options.url.partition("?")[0]
         if "/responses/" in path:
             work_id = getattr(result, "id", None)
-            call = self._opener.find_deferred(self._provider, work_id) if work_id else None
+            call = self._keeper.find_deferred(self._provider, work_id) if work_id else None
             if call is not None:
-                call.settle_body(_summarize(result))
+                call.settle_body(summarize_answer(result))
         elif (
             options.method.lower() == "post"
             and self._find_endpoint(options) is None
@@ -204,7 +213,7 @@ class _StainlessSeam:
             and path not in self._warned
         ):
             self._warned.add(path)
-            self._opener.signals.raise_signal(
+            self._keeper.signals.raise_signal(
                 "path_unmetered",
                 f"{path} reports usage, and its calls are not metered: use `meter.measure()`",
                 provider=self._provider,
@@ -220,8 +229,8 @@ class _StainlessSeam:
 
     def _watch_result(self, call: Call, endpoint: _Endpoint, hides: bool, result: Any) -> None:
         if hasattr(type(result), "model_dump"):
-            if call.settle_body(_summarize(result)) is not None:
-                self._opener.defer(call, result.id, None)
+            if call.settle_body(summarize_answer(result)) is not None:
+                self._keeper.defer(call, result.id, None)
             return
         response = getattr(result, "http_response", None)
         if response is None and hasattr(result, "iter_bytes"):
@@ -237,38 +246,6 @@ class _StainlessSeam:
             watch_close(result.response, watch.settle_on_close)
         else:
             call.settle_body(result)
-
-
-_SUMMARY = ("id", "type", "model", "status", "service_tier", "usage")
-
-
-def _summarize(result: Any) -> Mapping[str, Any]:
-    """What an SDK's object says of usage, as plain dicts: reading those costs a third."""
-    fields = result.__dict__
-    summary = {name: fields[name] for name in _SUMMARY if name in fields}
-    extra = result.__pydantic_extra__
-    if extra:
-        summary.update({name: extra[name] for name in _SUMMARY if name in extra})
-    usage = summary.get("usage")
-    if hasattr(type(usage), "model_dump"):
-        summary["usage"] = _flatten(usage)
-    return summary
-
-
-def _flatten(part: Any) -> dict[str, Any]:
-    """An SDK's object as the fields that were set, as `to_dict` would, at a tenth of its cost."""
-    told = part.model_fields_set
-    found = {name: value for name, value in part.__dict__.items() if name in told}
-    if part.__pydantic_extra__:
-        found.update(part.__pydantic_extra__)
-    for name, value in found.items():
-        if hasattr(type(value), "model_dump"):
-            found[name] = _flatten(value)
-        elif type(value) is list:
-            found[name] = [
-                _flatten(entry) if hasattr(type(entry), "model_dump") else entry for entry in value
-            ]
-    return found
 
 
 def _watch_raw(call: Call, endpoint: _Endpoint, response: Any) -> None:
@@ -298,8 +275,8 @@ def _ask_for_usage(options: Any) -> bool:
 class _ReplicateSeam:
     """Meters `_request` and `_async_request` of one Replicate client."""
 
-    def __init__(self, opener: CallOpener, provider: str) -> None:
-        self._opener = opener
+    def __init__(self, keeper: CallKeeper, provider: str) -> None:
+        self._keeper = keeper
         self._provider = provider
 
     def attach(self, client: Any) -> None:
@@ -330,12 +307,16 @@ class _ReplicateSeam:
 
         client._request = request_metered
         client._async_request = async_request_metered
-        setattr(client, MARK, self._opener)
+        setattr(client, MARK, self._keeper)
 
     def _open(self, method: str, path: str, kwargs: Mapping[str, Any]) -> Call | None:
         if method.upper() != "POST" or not path.endswith("/predictions"):
             return None
-        return self._opener.open_call(self._provider, _name_model(path, kwargs.get("json")))
+        attribution = self._keeper.check_call()
+        if attribution is None:
+            return None
+        model = _name_model(path, kwargs.get("json"))
+        return open_call(self._keeper, attribution, self._provider, model)
 
     def _see(self, call: Call | None, path: str, response: Any, request: Any) -> None:
         if "/predictions" not in path:
@@ -348,7 +329,7 @@ class _ReplicateSeam:
             return
         work_id = prediction.get("id") if isinstance(prediction, dict) else None
         if call is None and isinstance(work_id, str):
-            call = self._opener.find_deferred(self._provider, work_id)
+            call = self._keeper.find_deferred(self._provider, work_id)
         if call is None:
             return
         status = call.settle_body(prediction)
@@ -362,7 +343,7 @@ class _ReplicateSeam:
             found: Mapping[str, Any] = request("GET", f"/v1/predictions/{work_id}").json()
             return found
 
-        self._opener.defer(call, work_id, poll)
+        self._keeper.defer(call, work_id, poll)
 
 
 def _name_model(path: str, body: Any) -> str | None:

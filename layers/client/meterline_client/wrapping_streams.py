@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from meterline_client.calls import Call, read_response_id
 from meterline_client.reading import Usage
+from meterline_client.sdk_objects import summarize_event
 
 
 class Accumulator(Protocol):
@@ -103,7 +104,7 @@ class StreamWatch:
         `chunk.choices[0]` does not expect a chunk without choices.
         """
         try:
-            self._accumulator.feed(event)
+            self._accumulator.feed(summarize_event(event))
             if self._response_id is None:
                 self._response_id = _find_id(event)
             if self._hide_usage:
