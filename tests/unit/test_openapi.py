@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from openapi_spec_validator import validate
 
 from meterline.errors import RejectedEventError
+from meterline.http import unavailable
 from meterline.schemas.customers import CustomerInput
 from meterline.schemas.events import MAX_EVENTS, list_events, read_event
 from meterline.schemas.openapi import OPERATIONS, PROBLEMS, REJECTIONS, build_document
+from meterline.services.report_usage import Rejection
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCUMENT = build_document()
@@ -148,6 +152,18 @@ def test_every_example_of_an_answer_is_one_that_its_model_takes() -> None:
     for operation in OPERATIONS:
         if operation.answer is not None:
             operation.answer.model_validate(operation.example)
+
+
+def test_the_answer_of_a_storage_in_trouble_is_as_described() -> None:
+    rejection = Rejection(3, None, "invalid_event", "An event must be a JSON object.")
+    counts = {"accepted": 2, "duplicates": 1, "ignored": 0, "rejected": [asdict(rejection)]}
+    responses = DOCUMENT["paths"]["/v1/usage"]["post"]["responses"]
+    schema = responses["503"]["content"]["application/problem+json"]["schema"]
+    for answer in (unavailable(), unavailable(**counts, undecided=5)):
+        assert answer.status_code == 503
+        assert not list(resolve(schema).iter_errors(json.loads(str(answer.body))))
+    wrong = json.loads(str(unavailable(**counts | {"accepted": -1}).body))
+    assert list(resolve(schema).iter_errors(wrong))
 
 
 def good_event(**data: Any) -> dict[str, Any]:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from aws_lambda_powertools.utilities.data_classes import APIGatewayProxyEventV2
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic_core import to_json
 
 from meterline.catalog import load_meters
 from meterline.catalog.rate_cards import load_rate_card
 from meterline.domain.usage import LedgerEntry
-from meterline.errors import StorageUnavailableError
+from meterline.errors import InvalidRequestError, StorageUnavailableError
+from meterline.http import read_json
 from meterline.ports import Recorded
+from meterline.schemas.events import list_events
 from meterline.services.report_usage import MAX_AGE, MAX_AHEAD, ReportUsage, UsageReport
 
 NOW = datetime(2026, 11, 22, 6, 0, 0, 123_456, tzinfo=UTC)
@@ -394,3 +401,42 @@ def test_one_call_is_answered_as_its_events_one_by_one(
         place for place, each in enumerate(apart) if each.rejected
     ]
     assert at_once.ledger.entries == one_by_one.ledger.entries
+
+
+GOOD_BODY = json.dumps({"events": [make_event("a"), make_quantity("12.5", "b")]}).encode()
+PIECES = st.sampled_from(
+    [
+        *(b"", b"\x00", b"\xff", b'"', b"\\", b"\\ud83d", b"[", b"]", b"{", b"}", b",", b":", b"-"),
+        *(b"NaN", b"1e999", b"null", b"true", b"9" * 5_000, b"[" * 300, b"\xe2\x82", b"\r\n", b" "),
+    ]
+)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, len(GOOD_BODY)), st.integers(0, 12), PIECES),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_a_body_with_bytes_put_wrong_is_refused_or_answered_event_by_event(
+    changes: list[tuple[int, int, bytes]],
+) -> None:
+    body = GOOD_BODY
+    for start, length, piece in changes:
+        body = body[:start] + piece + body[start + length :]
+    call = {
+        "headers": {"content-type": "application/json"},
+        "body": base64.b64encode(body).decode(),
+        "isBase64Encoded": True,
+    }
+    report = Reporting()
+    try:
+        events = list_events(read_json(APIGatewayProxyEventV2(call)))
+    except InvalidRequestError as error:
+        to_json([error.status, error.code, str(error)])
+        return
+    told = report(*events)
+    answered = told.accepted + told.duplicates + told.ignored + len(told.rejected)
+    assert answered == len(events)
+    to_json([asdict(rejection) for rejection in told.rejected])
