@@ -22,7 +22,7 @@ from rich.console import Console
 from samcli.yamlhelper import yaml_parse
 
 from tests.bench.built_layers import build_layers, run_worker
-from tests.bench.cold_starts import measure_cold_starts
+from tests.bench.cold_starts import CANDIDATES, measure_cold_starts
 from tests.bench.local_dynamodb import (
     create_table,
     create_tables,
@@ -270,13 +270,15 @@ def cold_rows(findings: Findings) -> Iterator[Row]:
             "≤ 1.5",
             ratio <= 1.5,
         )
-    for name, times in findings.cold.items():
-        yield Row(
-            f"warm call of {name} that needs no other service",
-            times["warm"],
-            "ms",
-            f"{times['empty_warm']:.1f} ms: empty",
-        )
+    for candidate in CANDIDATES:
+        if candidate.call is not None:
+            times = findings.cold[candidate.name]
+            yield Row(
+                f"warm call of {candidate.name}, no other service",
+                times["warm"],
+                "ms",
+                f"{times['empty_warm']:.1f} ms: empty",
+            )
 
 
 def read_memory(function: str) -> int:

@@ -38,10 +38,12 @@ _API_BASE = (
     "from aws_lambda_powertools import Logger",
     "from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response",
     "from aws_lambda_powertools.utilities.data_classes import APIGatewayProxyEventV2",
-    "import pydantic",
+    "from pydantic import BaseModel",
 )
 _STORAGE_BASE = ("import botocore.session", "import botocore.auth", "import urllib3")
+_STRIPE_BASE = ("from pydantic import BaseModel", "import boto3", "import stripe")
 _METRICS_BASE = ("from aws_lambda_powertools import Logger, Metrics",)
+_IMPORTED = "import handler\n\n\ndef lambda_handler(event, context):\n    return {}\n"
 _MADE = {
     "Metrics": "metrics = Metrics()",
     "Logger": "logger = Logger()",
@@ -51,11 +53,14 @@ _MADE = {
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A function, the imports of its empty twin, and a call that needs no other service."""
+    """A function, the imports of its empty twin, and a call that needs no other service.
+
+    Where there is no such call, the function is imported and something else answers.
+    """
 
     name: str
     base: Sequence[str]
-    call: Mapping[str, Any]
+    call: Mapping[str, Any] | None
 
 
 def _http_call(method: str, path: str) -> dict[str, Any]:
@@ -77,16 +82,39 @@ CANDIDATES = (
         (*_API_BASE, *_STORAGE_BASE),
         _http_call("GET", "/v1/customers/acme"),
     ),
-    Candidate("serve_openapi", _API_BASE, _http_call("GET", "/openapi.json")),
+    Candidate(
+        "serve_openapi",
+        (
+            *_API_BASE,
+            "from pydantic import TypeAdapter",
+            "from pydantic.json_schema import models_json_schema",
+        ),
+        _http_call("GET", "/openapi.json"),
+    ),
     Candidate(
         "project_usage",
-        (*_METRICS_BASE, *_STORAGE_BASE, "import pydantic", "import boto3"),
+        (*_METRICS_BASE, *_STORAGE_BASE, "from pydantic import BaseModel", "import boto3"),
         {"shardId": "shardId-1", "Records": []},
     ),
     Candidate(
         "emit_usage",
-        (*_METRICS_BASE, *_STORAGE_BASE, "import pydantic", "import boto3", "import stripe"),
+        (*_METRICS_BASE, *_STORAGE_BASE, *_STRIPE_BASE),
         {"Records": []},
+    ),
+    Candidate(
+        "receive_stripe_webhook",
+        (*_METRICS_BASE, *_API_BASE, *_STORAGE_BASE, "import boto3"),
+        _http_call("GET", "/"),
+    ),
+    Candidate(
+        "apply_stripe_event",
+        (*_METRICS_BASE, *_API_BASE, *_STORAGE_BASE, *_STRIPE_BASE),
+        {"Records": []},
+    ),
+    Candidate(
+        "poll_stripe_events",
+        (*_METRICS_BASE, *_API_BASE, *_STORAGE_BASE, *_STRIPE_BASE),
+        None,
     ),
 )
 
@@ -134,8 +162,9 @@ def measure_cold_starts(
                 empty = Path(directory) / candidate.name
                 empty.mkdir(exist_ok=True)
                 (empty / "handler.py").write_text(write_empty_function(candidate))
+                (empty / "imported.py").write_text(_IMPORTED)
                 for prefix, folder in (("", FUNCTIONS / candidate.name), ("empty_", empty)):
-                    path = [folder, *layers, runtime]
+                    path = [folder, empty, *layers, runtime]
                     cold_ms, warm_ms = _start_once(candidate, path, environment)
                     found[candidate.name][prefix + "cold"].append(cold_ms)
                     found[candidate.name][prefix + "warm"].append(warm_ms)
@@ -165,7 +194,7 @@ def _start_once(
         times = []
         for _ in range(1 + _WARM_CALLS):
             began_s = time.perf_counter()
-            answer = _invoke(port, candidate.call)
+            answer = _invoke(port, candidate.call or {})
             times.append((time.perf_counter() - began_s) * 1000)
             if "errorMessage" in answer:
                 raise AssertionError(f"{candidate.name}: {answer}")
@@ -182,7 +211,8 @@ def _emulated_runtime(
     command += ["--log-level", "error"]
     command += ["--runtime-interface-emulator-address", f"127.0.0.1:{port}"]
     command += ["--runtime-api-address", f"127.0.0.1:{api_port}"]
-    command += [*interpreter(), "-m", "awslambdaric", "handler.lambda_handler"]
+    module = "imported" if candidate.call is None else "handler"
+    command += [*interpreter(), "-m", "awslambdaric", f"{module}.lambda_handler"]
     process = subprocess.Popen(
         command,
         cwd=path[0],
