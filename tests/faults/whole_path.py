@@ -394,6 +394,7 @@ class Books:
 class World:
     """One customer of its own, with the whole path from its report to Stripe."""
 
+    # Smaller `max_items` and `max_entries` cut a delivery into more transactions.
     def __init__(
         self,
         around: Surroundings,
@@ -402,12 +403,18 @@ class World:
         steps: Steps | None = None,
         dice: random.Random | None = None,
         subscribed: bool = True,
+        max_items: int = MAX_STEP_ITEMS,
+        max_entries: int = MAX_ENTRIES,
+        is_named: Callable[[str], bool] = lambda name: True,
     ) -> None:
+        self.max_items = max_items
+        self.max_entries = max_entries
         self.around = around
         self.clock = Clock(start)
         self.steps = steps or Steps()
         self.dice = dice or random.Random(0)
-        self.customer = f"world-{next(_serial)}"
+        names = (f"world-{number}" for number in _serial)
+        self.customer = next(name for name in names if is_named(name))
         self.shard = f"shardId-{self.customer}"
         self.billing_customer = around.subscribe(self.customer, start) if subscribed else None
         # Stripe's clock runs on by itself, so it is set again whenever ours moves.
@@ -451,8 +458,8 @@ class World:
             DynamoTotals(self._wire("totals"), tables.totals, tables.emissions),
             SqsEmissionQueue("queue", self._sqs()),
             METERS,
-            max_items=MAX_STEP_ITEMS,
-            max_entries=MAX_ENTRIES,
+            max_items=self.max_items,
+            max_entries=self.max_entries,
         )
 
     def emitter(self) -> EmitUsage:
@@ -625,7 +632,7 @@ class World:
                 customer=self.billing_customer, outcome="accepted"
             )
             counted = Counter(event["identifier"] for event in told)
-        not_billed = 0
+        not_billed: Counter[str] = Counter()
         for entry in entries:
             meter = METERS[entry.meter]
             if meter.emission is EmissionMode.HOURLY:
@@ -639,17 +646,14 @@ class World:
                 assert problem[0] == "unknown", f"billed, and listed as {problem}"
             books.billed += times_billed
             if not times_billed:
-                not_billed += meter.to_sub_units(entry.quantity)
+                not_billed[meter.id] += meter.to_sub_units(entry.quantity)
         if self.billing_customer is None:
             return books
         stripe = self.around.local.totals()
         for meter in METERS.values():
             expected = sum(value for (name, _), value in by_hour.items() if name == meter.id)
             if meter.emission is EmissionMode.EVENT:
-                if meter.id == "credits":
-                    expected -= not_billed
-                else:
-                    continue
+                expected -= not_billed[meter.id]
             elif any(identifier.startswith("mlh_") for identifier in problems):
                 continue  # Its rest is listed; the caller knows which.
             found = stripe.get((meter.event_name, self.billing_customer), 0)
