@@ -6,7 +6,9 @@
     with acting_for("acme", user="u_9", action="report.generate"):
         client.messages.create(...)
 
-Standard library only. The providers' SDKs are used when the app uses them, and never imported.
+Standard library only. The providers' SDKs are used when the app uses them, and never imported. An
+import is felt in every cold start, so what only some calls need is loaded by them, and values here
+are named tuples: `dataclasses` with a dozen classes would be a third of the import.
 """
 
 from __future__ import annotations

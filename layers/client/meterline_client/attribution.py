@@ -10,10 +10,24 @@ import contextlib
 import contextvars
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from meterline_client.errors import CustomerMissingError
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class VerifiedIdentity(Protocol):
+        """What a verified session says: who signed in, and for which organisation."""
+
+        @property
+        def user(self) -> str:
+            """The person."""
+
+        @property
+        def organisation(self) -> str | None:
+            """The organisation the person acts for, if any."""
+
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,12 +37,11 @@ MAX_LABEL_CHARACTERS = 128
 """The longest user, action, provider, model or authorization."""
 MAX_ID_CHARACTERS = 200
 """The longest event id or source."""
-_CUSTOMER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_CUSTOMER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_UNFIT = r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
 
 
-@dataclass(frozen=True, slots=True)
-class Attribution:
+class Attribution(NamedTuple):
     """Who is billed (`customer`), which person it was (`user`) and what for (`action`)."""
 
     customer: str
@@ -36,8 +49,9 @@ class Attribution:
     action: str | None = None
     authorization: str | None = None
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.customer, str) or not _CUSTOMER.fullmatch(self.customer):
+    def checked(self) -> Attribution:
+        """Return itself if the contract takes its names, or raise ValueError."""
+        if not isinstance(self.customer, str) or not re.fullmatch(_CUSTOMER, self.customer):
             raise ValueError(
                 "customer must be 1 to 64 letters, digits, dots, dashes or underscores, "
                 "the first a letter or a digit"
@@ -46,25 +60,13 @@ class Attribution:
             value = getattr(self, name)
             if value is not None:
                 check_label(name, value)
+        return self
 
 
-@dataclass(frozen=True, slots=True)
-class Unmetered:
+class Unmetered(NamedTuple):
     """The platform pays itself, for this reason."""
 
     reason: str
-
-
-class VerifiedIdentity(Protocol):
-    """What a verified session says: who signed in, and for which organisation."""
-
-    @property
-    def user(self) -> str:
-        """The person."""
-
-    @property
-    def organisation(self) -> str | None:
-        """The organisation the person acts for, if any."""
 
 
 _current: contextvars.ContextVar[Attribution | Unmetered | None] = contextvars.ContextVar(
@@ -76,7 +78,7 @@ def check_label(what: str, value: object, max_characters: int = MAX_LABEL_CHARAC
     """Return a text fit for an event, or raise ValueError."""
     if not isinstance(value, str) or not 1 <= len(value) <= max_characters:
         raise ValueError(f"{what} must be a string of 1 to {max_characters} characters")
-    if _UNFIT.search(value):
+    if re.search(_UNFIT, value):
         raise ValueError(f"{what} must hold no control characters and no half surrogates")
     return value
 
@@ -85,7 +87,7 @@ def clip_label(value: str | None) -> str | None:
     """Make a provider's text fit for an event: evidence that is cut beats an event refused."""
     if value is None or (len(value) <= MAX_LABEL_CHARACTERS and value.isprintable() and value):
         return value
-    return _UNFIT.sub("", value)[:MAX_LABEL_CHARACTERS] or None
+    return re.sub(_UNFIT, "", value)[:MAX_LABEL_CHARACTERS] or None
 
 
 def find_attribution() -> Attribution:
@@ -108,7 +110,7 @@ def find_payer() -> Attribution | Unmetered:
 
 def set_attribution(customer: str, *, user: str | None = None, action: str | None = None) -> None:
     """Attribute every later call of this context: for a web framework's per-request context."""
-    _current.set(Attribution(customer, user, action))
+    _current.set(Attribution(customer, user, action).checked())
 
 
 def clear_attribution() -> None:
@@ -145,14 +147,14 @@ def acting_for_session(
 @contextlib.contextmanager
 def doing(action: str) -> Iterator[Attribution]:
     """Name the action of the calls made inside, for the customer who is acting already."""
-    with _attributed(replace(find_attribution(), action=action)) as attribution:
+    with _attributed(find_attribution()._replace(action=action)) as attribution:
         yield attribution
 
 
 @contextlib.contextmanager
 def authorized_by(authorization: str) -> Iterator[Attribution]:
     """Let the events of the calls made inside settle an authorization."""
-    with _attributed(replace(find_attribution(), authorization=authorization)) as attribution:
+    with _attributed(find_attribution()._replace(authorization=authorization)) as attribution:
         yield attribution
 
 
@@ -168,7 +170,7 @@ def unmetered(reason: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _attributed(attribution: Attribution) -> Iterator[Attribution]:
-    token = _current.set(attribution)
+    token = _current.set(attribution.checked())
     try:
         yield attribution
     finally:

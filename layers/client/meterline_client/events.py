@@ -6,11 +6,13 @@ import itertools
 import os
 import time
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
 from json.encoder import encode_basestring_ascii as _quote
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from meterline_client.attribution import Attribution, check_label
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 MAX_EVENT_BYTES = 16_384
 """The longest line kept; an event holds names and numbers, so a longer one is a mistake."""
@@ -62,6 +64,8 @@ def format_quantity(quantity: Decimal | int | str) -> str:
 
     Raises ValueError on what is no finite number of zero or more.
     """
+    from decimal import Decimal, InvalidOperation
+
     if isinstance(quantity, bool | float):
         raise TypeError("a quantity is a Decimal, an int or a decimal string, never a float")
     try:

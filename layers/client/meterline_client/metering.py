@@ -9,19 +9,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import inspect
-import logging
 import os
-import signal
 import sys
 import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
-from decimal import Decimal
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from meterline_client.attribution import (
     MAX_ID_CHARACTERS,
@@ -34,18 +29,17 @@ from meterline_client.attribution import (
 )
 from meterline_client.errors import MeterClosedError
 from meterline_client.events import Work, encode_event, format_quantity
-from meterline_client.sender import Sender, SenderSettings, Service
-from meterline_client.service_connection import ServiceConnection
 from meterline_client.signals import Signal, SignalBoard
-from meterline_client.spool import Spool
 
 if TYPE_CHECKING:
+    from decimal import Decimal
     from pathlib import Path
 
     from meterline_client.authorizing import Authorizer, Holds, Leave
     from meterline_client.caching import Cache, CachedCalls
     from meterline_client.calls import Call, Measured
     from meterline_client.deferring import DeferredCalls
+    from meterline_client.sender import Service
 
 C = TypeVar("C")
 P = ParamSpec("P")
@@ -55,8 +49,7 @@ LOG_MARK = "METERLINE_EVENT "
 """What starts a line of a log that holds an event, for `python -m meterline_client replay`."""
 
 
-@dataclass(frozen=True, slots=True)
-class MeterSettings:
+class MeterSettings(NamedTuple):
     """Where events go, and what is promised about them until they are there.
 
     `strict` syncs every event to the disk before the call's result is handed back: a power cut
@@ -82,10 +75,6 @@ class MeterSettings:
     authorize_timeout_s: float = 2.0
     handle_sigterm: bool = True
     """Deliver on SIGTERM, where the app has not set a handler of its own before."""
-
-    def __post_init__(self) -> None:
-        check_label("source", self.source, MAX_ID_CHARACTERS)
-        check_label("meter", self.meter)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> MeterSettings:
@@ -126,6 +115,12 @@ class Meter:
         clock: Callable[[], float] = time.time,
         service: Service | None = None,
     ) -> None:
+        from meterline_client.sender import Sender, SenderSettings
+        from meterline_client.service_connection import ServiceConnection
+        from meterline_client.spool import Spool
+
+        check_label("source", settings.source, MAX_ID_CHARACTERS)
+        check_label("meter", settings.meter)
         self.settings = settings
         self.signals = SignalBoard(on_signal)
         self.default_meter = settings.meter
@@ -191,9 +186,7 @@ class Meter:
 
         attribution = find_attribution()
         if action is not None:
-            attribution = Attribution(
-                attribution.customer, attribution.user, action, attribution.authorization
-            )
+            attribution = attribution._replace(action=action).checked()
         self._check_ready()
         call = Call(
             self,
@@ -216,6 +209,8 @@ class Meter:
         action: str | None = None,
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """Decorate a function whose success is one event, of `quantity` or of `usage(result)`."""
+        import inspect
+
         if (quantity is None) == (usage is None):
             raise ValueError("say either the quantity of each call or how to read its usage")
         options: dict[str, Any] = {
@@ -498,6 +493,8 @@ def _close_at_sigterm(meter: Meter) -> None:
 
     An app that has its own handler ends by itself, and `atexit` delivers.
     """
+    import signal
+
     if threading.current_thread() is not threading.main_thread():
         return
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
@@ -512,7 +509,6 @@ def _close_at_sigterm(meter: Meter) -> None:
             closer.start()
             closer.join(found.settings.close_timeout_s + 1)
         signal.signal(number, signal.SIG_DFL)
-        logging.shutdown()
         sys.stdout.flush()
         os.kill(os.getpid(), number)
 

@@ -14,8 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from meterline_client.errors import ServiceUnreachableError
 from meterline_client.service_connection import Answer
@@ -49,8 +48,7 @@ class Service(Protocol):
         """Let go of connections."""
 
 
-@dataclass(frozen=True, slots=True)
-class SenderSettings:
+class SenderSettings(NamedTuple):
     """How the sender batches: it gathers for `linger_s` after the first event of a batch."""
 
     linger_s: float = 0.5

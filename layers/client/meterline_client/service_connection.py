@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from meterline_client.errors import ServiceUnreachableError
 
@@ -19,8 +18,7 @@ MAX_ANSWER_BYTES = 8 << 20
 MAX_IDLE_CONNECTIONS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What the service said: the status, the body, and when it wants to be asked again."""
 
     status: int

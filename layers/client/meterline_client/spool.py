@@ -21,8 +21,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from meterline_client.errors import SpoolFullError
 from meterline_client.signals import SignalBoard
@@ -50,8 +49,7 @@ class _Segment:
         self.adopted = adopted
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """Lines to send together, without their newlines, and where they came from."""
 
     lines: tuple[bytes, ...]
@@ -61,8 +59,7 @@ class Batch:
     """What `sent` becomes once the batch is delivered."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(NamedTuple):
     """How much had been taken when the mark was made: what a flush waits for."""
 
     appended_bytes: int

@@ -9,7 +9,6 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +70,7 @@ class World:
 
     def make_meter(self, **changes: Any) -> Meter:
         """Make a meter on this world's ledger, with other settings where given."""
-        return Meter(replace(self.settings, **changes), on_signal=self._count)
+        return Meter(self.settings._replace(**changes), on_signal=self._count)
 
     def _count(self, signal: Any) -> None:
         with self._signalled:
