@@ -258,6 +258,20 @@ class LocalStack:
             Name="meterline/stripe", SecretString=json.dumps({"api_key": self._stripe_key})
         )
 
+    def store_webhook_secrets(self, secrets: Mapping[str, str]) -> None:
+        """Put the webhooks' signing secrets, as the setup command writes them, in their place."""
+        manager, name = self.client("secretsmanager"), "meterline/stripe-webhooks"
+        text = json.dumps(dict(secrets))
+        try:
+            manager.create_secret(Name=name, SecretString=text)
+        except manager.exceptions.ResourceExistsException:
+            manager.put_secret_value(SecretId=name, SecretString=text)
+
+    def open_webhook_gateway(self) -> str:
+        """An address on 127.0.0.1 for Stripe's webhooks: the function URL of this stack."""
+        host = self.outputs["StripeWebhookUrl"].partition("://")[2].strip("/").partition(":")[0]
+        return self.open_gateway(host)
+
     def _build(self) -> Path:
         """`sam build` for this interpreter, once for each state of what it is made of."""
         digest = _digest_of_inputs()

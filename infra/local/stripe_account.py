@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,14 +60,24 @@ class StripeAccount:
             key, max_network_retries=3, base_addresses={"api": url} if url else {}
         )
 
-    def set_up(self) -> None:
+    def set_up(self, webhook_url: str = "") -> dict[str, str]:
         """Create meters, product and prices by the setup command, as an operator would.
 
-        Raises `StackFailedError` with what the command said.
+        With `webhook_url`, webhooks go there; the answer is their signing secrets. Raises
+        `StackFailedError` with what the command said.
         """
         command = [sys.executable, "-m", "infra.cli", "setup", "--json"]
         if self.url:
             command += ["--stripe-url", self.url]
+        with tempfile.TemporaryDirectory() as directory:
+            secrets = Path(directory) / "webhook-secrets.json"
+            if webhook_url:
+                command += ["--webhook-url", webhook_url, "--secrets-file", str(secrets)]
+            self._run_setup(command)
+            told: dict[str, str] = json.loads(secrets.read_text()) if secrets.exists() else {}
+        return told
+
+    def _run_setup(self, command: list[str]) -> None:
         ended = subprocess.run(  # noqa: S603 - our own command
             command,
             cwd=REPOSITORY,

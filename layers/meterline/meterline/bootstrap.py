@@ -12,12 +12,22 @@ from typing import TYPE_CHECKING
 from meterline.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from meterline.adapters.dynamodb_catalog import DynamoPlans
+    from meterline.adapters.dynamodb_overviews import DynamoOverviews
     from meterline.adapters.dynamodb_stream import StreamReader
+    from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.services.apply_stripe_event import ApplyStripeEvent
     from meterline.services.authenticate import Authenticate
+    from meterline.services.compare_usage import CompareUsage
     from meterline.services.emit_usage import EmitUsage
     from meterline.services.manage_customers import ManageCustomers
+    from meterline.services.poll_stripe_events import PollStripeEvents
+    from meterline.services.portal_sessions import OpenPortalSession
     from meterline.services.project_usage import ProjectUsage
+    from meterline.services.receive_stripe_webhook import ReceiveStripeWebhook
     from meterline.services.report_usage import ReportUsage
+    from meterline.services.set_limits import SetLimits
+    from meterline.services.show_usage import ShowUsage
 
 Environment = Mapping[str, str]
 
@@ -142,4 +152,151 @@ def emit_usage(environment: Environment) -> EmitUsage:
         load_meters(),
         now=lambda: datetime.now(UTC),
         pause=time.sleep,
+    )
+
+
+def receive_stripe_webhook(environment: Environment) -> ReceiveStripeWebhook:
+    """What `receive_stripe_webhook` is made of."""
+    from meterline.adapters.dynamodb_inbox import DynamoInbox
+    from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.adapters.secrets_signing import SigningSecrets
+    from meterline.adapters.sqs_notices import SqsNotices
+    from meterline.services.receive_stripe_webhook import ReceiveStripeWebhook
+
+    return ReceiveStripeWebhook(
+        SigningSecrets(require(environment, "STRIPE_WEBHOOK_SECRET_ID")),
+        # Stripe waits for ten seconds or so: better to answer 503 in time than not at all.
+        DynamoInbox(DynamoWire(deadline_s=4.0), require(environment, "INBOX_TABLE")),
+        SqsNotices(require(environment, "STRIPE_EVENTS_QUEUE_URL")),
+    )
+
+
+def apply_stripe_event(environment: Environment) -> ApplyStripeEvent:
+    """What `apply_stripe_event` is made of."""
+    from meterline.adapters.dynamodb_accounts import DynamoAccounts
+    from meterline.adapters.dynamodb_books import DynamoDroppedUsages
+    from meterline.adapters.dynamodb_catalog import DynamoPlans
+    from meterline.adapters.dynamodb_inbox import DynamoInbox
+    from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.adapters.secrets_api_key import SecretApiKey
+    from meterline.adapters.stripe_events import StripeEvents
+    from meterline.adapters.stripe_subscriptions import StripeSubscriptions
+    from meterline.services.apply_stripe_event import ApplyStripeEvent
+    from meterline.services.sync_subscriptions import SyncSubscriptions
+
+    wire = DynamoWire()
+    accounts_table = require(environment, "ACCOUNTS_TABLE")
+    books_table = require(environment, "BOOKS_TABLE")
+    accounts = DynamoAccounts(wire, accounts_table)
+    api_key = SecretApiKey(require(environment, "STRIPE_SECRET_ID"))
+    api_base = environment.get("STRIPE_API_BASE") or None
+    return ApplyStripeEvent(
+        DynamoInbox(wire, require(environment, "INBOX_TABLE")),
+        accounts,
+        StripeEvents(api_key, api_base=api_base),
+        DynamoDroppedUsages(wire, books_table),
+        sync=SyncSubscriptions(
+            accounts,
+            StripeSubscriptions(api_key, api_base=api_base, retries=2),
+            DynamoPlans(wire, accounts_table),
+        ),
+        check_invoice=lambda _invoice, _now: None,
+    )
+
+
+def poll_stripe_events(environment: Environment) -> PollStripeEvents:
+    """What `poll_stripe_events` is made of."""
+    from meterline.adapters.dynamodb_inbox import DynamoInbox
+    from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.adapters.secrets_api_key import SecretApiKey
+    from meterline.adapters.sqs_notices import SqsNotices
+    from meterline.adapters.stripe_events import StripeEvents
+    from meterline.services.poll_stripe_events import PollStripeEvents
+
+    return PollStripeEvents(
+        StripeEvents(
+            SecretApiKey(require(environment, "STRIPE_SECRET_ID")),
+            api_base=environment.get("STRIPE_API_BASE") or None,
+        ),
+        DynamoInbox(DynamoWire(), require(environment, "INBOX_TABLE")),
+        SqsNotices(require(environment, "STRIPE_EVENTS_QUEUE_URL")),
+    )
+
+
+def show_usage(
+    environment: Environment,
+) -> tuple[Authenticate, ShowUsage, SetLimits, OpenPortalSession]:
+    """What `show_usage` is made of."""
+    from meterline.adapters.dynamodb_accounts import DynamoAccounts
+    from meterline.adapters.dynamodb_catalog import DynamoPlans
+    from meterline.adapters.dynamodb_overviews import DynamoOverviews
+    from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.adapters.jwt_viewers import JwtViewers
+    from meterline.adapters.secrets_dashboard import SecretDashboard
+    from meterline.catalog import load_meters
+    from meterline.services.authenticate import Authenticate
+    from meterline.services.portal_sessions import OpenPortalSession
+    from meterline.services.set_limits import SetLimits
+
+    wire, accounts_table = DynamoWire(), require(environment, "ACCOUNTS_TABLE")
+    overviews = DynamoOverviews(wire, accounts_table)
+    plans = DynamoPlans(wire, accounts_table)
+    return (
+        Authenticate(DynamoAccounts(wire, accounts_table)),
+        _read_dashboards(environment, wire, overviews, plans),
+        SetLimits(overviews, plans, load_meters()),
+        OpenPortalSession(
+            overviews,
+            JwtViewers(SecretDashboard(require(environment, "DASHBOARD_SECRET_ID"))),
+        ),
+    )
+
+
+def _read_dashboards(
+    environment: Environment, wire: DynamoWire, overviews: DynamoOverviews, plans: DynamoPlans
+) -> ShowUsage:
+    from meterline.adapters.aws_json_wire import AwsJsonWire
+    from meterline.adapters.dynamodb_ledger import DynamoLedger
+    from meterline.adapters.dynamodb_usage import DynamoUsage
+    from meterline.adapters.sqs_comparisons import SqsComparisons
+    from meterline.catalog import load_meters
+    from meterline.services.show_usage import ShowUsage
+
+    return ShowUsage(
+        overviews,
+        DynamoUsage(wire, require(environment, "TOTALS_TABLE")),
+        DynamoLedger(wire, require(environment, "EVENTS_TABLE")),
+        plans,
+        load_meters(),
+        SqsComparisons(
+            AwsJsonWire("sqs", "AmazonSQS"), require(environment, "COMPARISONS_QUEUE_URL")
+        ),
+    )
+
+
+def compare_usage(environment: Environment) -> CompareUsage:
+    """What `compare_usage` is made of."""
+    from meterline.adapters.dynamodb_catalog import DynamoPlans
+    from meterline.adapters.dynamodb_ledger import DynamoLedger
+    from meterline.adapters.dynamodb_overviews import DynamoOverviews
+    from meterline.adapters.dynamodb_totals import DynamoTotals
+    from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.adapters.secrets_api_key import SecretApiKey
+    from meterline.adapters.stripe_statements import StripeStatements
+    from meterline.catalog import load_meters
+    from meterline.services.compare_usage import CompareUsage
+    from meterline.services.measure_period import MeasurePeriod
+
+    wire, accounts_table = DynamoWire(), require(environment, "ACCOUNTS_TABLE")
+    totals = DynamoTotals(wire, require(environment, "TOTALS_TABLE"), "")
+    ledger = DynamoLedger(wire, require(environment, "EVENTS_TABLE"))
+    return CompareUsage(
+        DynamoOverviews(wire, accounts_table),
+        MeasurePeriod(totals, ledger),
+        StripeStatements(
+            SecretApiKey(require(environment, "STRIPE_SECRET_ID")),
+            api_base=environment.get("STRIPE_API_BASE") or None,
+        ),
+        DynamoPlans(wire, accounts_table),
+        load_meters(),
     )

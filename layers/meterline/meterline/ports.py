@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,9 +28,14 @@ from meterline.errors import MeterlineError
 if TYPE_CHECKING:
     # Not every function needs them, and every function imports this module when it starts.
     from meterline.domain.customers import Customer, User
+    from meterline.domain.dropped import DroppedUsage, DropReport
+    from meterline.domain.limits import Limits
     from meterline.domain.measuring import HourSplit
+    from meterline.domain.overviews import BillingFacts, Overview, PastInvoice
+    from meterline.domain.period_usage import Edge, UsageCounts
     from meterline.domain.pricing import Plan
     from meterline.domain.rating import RateCard
+    from meterline.domain.sessions import Viewer
     from meterline.domain.subscriptions import Subscription
     from meterline.domain.webhooks import Notice
 
@@ -338,4 +343,121 @@ class NoticeQueue(Protocol):
 
     def put(self, notice: Notice) -> None:
         """Hand the event on; raises `StorageUnavailableError`."""
+        ...
+
+
+class BillingEvents(Protocol):
+    """The billing layer's own list of what happened."""
+
+    def since(self, created_s: int) -> Iterable[Notice]:
+        """Every event that we act on, from that second on; raises `BillingUnavailableError`."""
+        ...
+
+
+class BillingReports(Protocol):
+    """The billing layer's reports of usage that it dropped after taking it."""
+
+    def fetch_report(self, event_id: str) -> DropReport:
+        """The report that an event announces; raises `BillingUnavailableError`."""
+        ...
+
+
+class CustomersByBilling(Protocol):
+    """Who is who, from the billing layer's side."""
+
+    def of_billing_customer(self, billing_customer: str) -> Sequence[str]:
+        """The customers with that id at the billing layer; read a moment late."""
+        ...
+
+
+class DroppedUsages(Protocol):
+    """Identifiers that the billing layer says it dropped."""
+
+    def record(self, samples: Sequence[DroppedUsage], now: datetime) -> None:
+        """Keep what a report says, each identifier once."""
+        ...
+
+    def find(self, identifiers: Sequence[str]) -> Mapping[str, DroppedUsage]:
+        """Those of `identifiers` that a report named."""
+        ...
+
+
+class Overviews(Protocol):
+    """Customers as a dashboard shows them, with what only a dashboard keeps."""
+
+    def load(self, customer: str) -> Overview | None:
+        """Everything of one customer; None where there is no such customer."""
+        ...
+
+    def put_limits(self, customer: str, limits: Limits) -> None:
+        """Make these the customer's limits."""
+        ...
+
+    def put_facts(self, customer: str, facts: BillingFacts) -> None:
+        """Remember what the billing layer said; `SupersededError` if it was asked again since."""
+        ...
+
+
+class UsageCounters(Protocol):
+    """The totals, as far as a dashboard reads them."""
+
+    def read(
+        self,
+        customer: str,
+        meter: str,
+        *,
+        days_from: date,
+        shares_from: date,
+        until: date,
+        edge: datetime | None,
+    ) -> UsageCounts:
+        """Days from `days_from` and shares from `shares_from` up to `until`, and a kept edge."""
+        ...
+
+    def keep_edge(self, customer: str, meter: str, edge: Edge) -> None:
+        """Remember an edge."""
+        ...
+
+
+class ComparisonRequests(Protocol):
+    """The way to the comparison with the billing layer, which nobody waits for."""
+
+    def request(self, customer: str) -> None:
+        """Ask for one; `StorageUnavailableError` or `StorageError` if that cannot be done."""
+        ...
+
+
+class BillingStatements(Protocol):
+    """What the billing layer counts and has invoiced."""
+
+    def count_usage(
+        self, billing_customer: str, event_name: str, start: datetime, end: datetime
+    ) -> int:
+        """Sub-units that it counts between two whole minutes; `BillingUnavailableError`."""
+        ...
+
+    def list_invoices(self, billing_customer: str, limit: int) -> Sequence[PastInvoice]:
+        """The newest invoices that are not drafts, newest first; `BillingUnavailableError`."""
+        ...
+
+
+class ViewerTokens(Protocol):
+    """Signed tokens that say who looks, each for one purpose."""
+
+    def sign(self, viewer: Viewer, purpose: str, now: datetime) -> str:
+        """A token of that purpose, good until the viewer's `expires_at`."""
+        ...
+
+    def read(self, token: str, purpose: str, now: datetime) -> Viewer:
+        """Who a token of that purpose is for; raises `UnauthenticatedError`."""
+        ...
+
+
+class AppSessions(Protocol):
+    """The sessions of the app's own sign-in."""
+
+    def find(
+        self, authorization: str | None, cookies: Mapping[str, str], now: datetime
+    ) -> Viewer | None:
+        """Who is signed in; None where nobody is. Raises `UnauthenticatedError`."""
         ...

@@ -93,7 +93,7 @@ class DynamoAccounts:
                 "ConsistentRead": True,
             },
         )
-        return _read_customer(answer["Item"]) if "Item" in answer else None
+        return read_customer(answer["Item"]) if "Item" in answer else None
 
     def put_customer(
         self, customer: str, changes: Mapping[str, str | None], now: datetime
@@ -127,7 +127,7 @@ class DynamoAccounts:
                 return after
         answer = self._wire.call("UpdateItem", {**update, "ReturnValues": "ALL_NEW"})
         self._cache.pop(f"customer#{customer}", None)
-        return _read_customer(answer["Attributes"])
+        return read_customer(answer["Attributes"])
 
     def list_customers(self, limit: int, after: str | None) -> Sequence[Customer]:
         """Up to `limit` customers by id, behind `after`; read from the index, so a moment late."""
@@ -141,7 +141,17 @@ class DynamoAccounts:
             "KeyConditionExpression": condition,
             "ExpressionAttributeValues": values,
         }
-        return [_read_customer(item) for item in self._query(request, limit)]
+        return [read_customer(item) for item in self._query(request, limit)]
+
+    def of_billing_customer(self, billing_customer: str) -> Sequence[str]:
+        """The customers with that id at the billing layer; read from an index, a moment late."""
+        request = {
+            "TableName": self._table,
+            "IndexName": "by_billing_customer",
+            "KeyConditionExpression": "billing_customer = :id",
+            "ExpressionAttributeValues": {":id": {"S": billing_customer}},
+        }
+        return [item["pk"]["S"].removeprefix("customer#") for item in self._query(request)]
 
     def list_users(self, customer: str) -> Sequence[User]:
         """The customer's users by id, read strongly consistently."""
@@ -154,7 +164,7 @@ class DynamoAccounts:
             },
             "ConsistentRead": True,
         }
-        return [_read_user(item) for item in self._query(request)]
+        return [read_user(item) for item in self._query(request)]
 
     def put_users(self, customer: str, users: Sequence[User]) -> None:
         """Make these the customer's users: a write unit for each one that differs."""
@@ -182,7 +192,7 @@ class DynamoAccounts:
                 "ConsistentRead": True,
             },
         )
-        return _read_subscription(answer["Item"]) if "Item" in answer else None
+        return read_subscription(answer["Item"]) if "Item" in answer else None
 
     def replace_subscription(
         self,
@@ -292,7 +302,8 @@ def _read_key(item: Mapping[str, Any]) -> ApiKey:
     )
 
 
-def _read_customer(item: Mapping[str, Any]) -> Customer:
+def read_customer(item: Mapping[str, Any]) -> Customer:
+    """Read a `profile` item."""
     return Customer(
         id=item["pk"]["S"].removeprefix("customer#"),
         name=item["name"]["S"],
@@ -338,7 +349,8 @@ def _write_user(customer: str, user: User) -> dict[str, Any]:
     return item
 
 
-def _read_user(item: Mapping[str, Any]) -> User:
+def read_user(item: Mapping[str, Any]) -> User:
+    """Read a `user#<id>` item."""
     return User(
         id=item["sk"]["S"].removeprefix("user#"),
         name=item["name"]["S"] if "name" in item else None,
@@ -382,7 +394,8 @@ def _write_subscription(subscription: Subscription) -> dict[str, Any]:
     return item
 
 
-def _read_subscription(item: Mapping[str, Any]) -> Subscription:
+def read_subscription(item: Mapping[str, Any]) -> Subscription:
+    """Read a `subscription` item."""
     return Subscription(
         id=item["subscription"]["S"],
         status=item["status"]["S"],
