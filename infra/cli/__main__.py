@@ -9,7 +9,7 @@ from importlib import import_module
 
 import click
 
-COMMANDS = ("catalog", "customers", "keys", "setup")
+COMMANDS = ("advise", "catalog", "customers", "keys", "setup")
 
 
 class _Commands(click.Group):
