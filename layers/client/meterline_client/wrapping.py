@@ -61,6 +61,7 @@ OPENAI_ENDPOINTS: Mapping[str, _Endpoint] = {
     "/chat/completions": _Endpoint(OpenAIChatStream, filter_chat, asks_for_usage=True),
     "/completions": _Endpoint(OpenAIChatStream, filter_chat, asks_for_usage=True),
     "/responses": _Endpoint(OpenAIResponsesStream, filter_responses),
+    "/responses/compact": _Endpoint(),
     "/embeddings": _Endpoint(),
 }
 
@@ -201,13 +202,12 @@ class _StainlessSeam:
     def _see_other(self, options: Any, result: Any) -> Any:
         """A call that is not billed by itself: it may tell the end of one, or be a gap."""
         path = options.url.partition("?")[0]
-        if "/responses/" in path:
-            work_id = getattr(result, "id", None)
-            call = self._keeper.find_deferred(self._provider, work_id) if work_id else None
-            if call is not None:
-                call.settle_body(summarize_answer(result))
+        work_id = getattr(result, "id", None) if "/responses/" in path else None
+        call = self._keeper.find_deferred(self._provider, work_id) if work_id else None
+        if call is not None:
+            call.settle_body(summarize_answer(result))
         elif (
-            options.method.lower() == "post"
+            options.method in ("post", "POST")
             and self._find_endpoint(options) is None
             and getattr(result, "usage", None) is not None
             and path not in self._warned

@@ -6,6 +6,7 @@ empty it answers well. Numbers are the caller's to choose, so that a test knows 
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import struct
@@ -65,6 +66,7 @@ class Stream:
     events: tuple[Mapping[str, Any], ...]
     then: str = "end"
     """`end`, `cut` (no end of the chunked body) or `hold` (until the client has gone)."""
+    is_compressed: bool = False
     done: bool = False
     """Whether `data: [DONE]` ends it, as OpenAI's chat does."""
 
@@ -301,6 +303,11 @@ class ProviderServer:
         self._thread.join()
 
 
+def _render_event(event: Mapping[str, Any]) -> bytes:
+    name = f"event: {event['type']}\n" if "type" in event else ""
+    return f"{name}data: {json.dumps(event)}\n\n".encode()
+
+
 class _Handler(BaseHTTPRequestHandler):
     shared: _State
     protocol_version = "HTTP/1.1"
@@ -368,6 +375,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return Say(completion())
             asked = (body.get("stream_options") or {}).get("include_usage")
             return Stream(completion_chunks(CHAT_USAGE if asked else None), done=True)
+        if path.endswith("/responses/compact"):
+            item = {"id": "cmp_1", "type": "compaction", "encrypted_content": "x"}
+            said = {"id": "resp_02", "object": "response.compaction", "created_at": 1}
+            return Say(said | {"output": [item], "usage": dict(RESPONSES_USAGE)})
         if path.endswith("/responses"):
             return Stream(response_events()) if streamed else Say(response())
         if path.endswith("/embeddings"):
@@ -402,11 +413,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
+        if stream.is_compressed:
+            self.send_header("Content-Encoding", "gzip")
         self.end_headers()
+        if stream.is_compressed:
+            # In one piece, so that the last events come out only as the response closes itself.
+            self._send_chunk(gzip.compress(b"".join(map(_render_event, stream.events))))
+            self._send_chunk(b"")
+            return
         try:
             for event in stream.events:
-                name = f"event: {event['type']}\n" if "type" in event else ""
-                self._send_chunk(f"{name}data: {json.dumps(event)}\n\n".encode())
+                self._send_chunk(_render_event(event))
             if stream.then == "hold":
                 self._wait_for_client_to_go()
             if stream.then != "end":

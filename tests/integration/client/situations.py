@@ -319,6 +319,26 @@ def add_shared_situations(api: Api) -> None:
         with resource.with_streaming_response.create(**api.arguments, stream=True) as found:
             assert sum("data:" in line for line in found.iter_lines()) >= len(api.events)
 
+    @situation(f"{name}: raw stream, parsed by the app", *ONE)
+    def raw_parsed(world: World) -> None:
+        world.provider.script(Stream(api.events, done=api.done))
+        resource = api.resource(api.make(world))
+        found = resource.with_raw_response.create(**api.arguments, stream=True)
+        assert len(list(found.parse())) == len(api.events)
+
+    @situation(f"{name}: compressed stream", *ONE)
+    def compressed(world: World) -> None:
+        world.provider.script(Stream(api.events, is_compressed=True))
+        assert len(list(api.stream(api.make(world)))) >= len(api.events) - 1
+
+    @situation(f"{name}: async raw responses, read at once and as they stream in", *ONE * 2)
+    async def raw_async(world: World) -> None:
+        async with api.make_async(world) as client:
+            resource = api.resource(client)
+            await resource.with_raw_response.create(**api.arguments)
+            async with resource.with_streaming_response.create(**api.arguments) as found:
+                assert await found.read()
+
     @situation(f"{name}: stream cut by the server", *api.cut, signals=(api.cut_signal,))
     def cut(world: World) -> None:
         world.provider.script(Stream(api.events[:3], then="cut"))
@@ -593,6 +613,39 @@ def anthropic_error_event(world: World) -> None:
 @situation("anthropic: beta messages", *ONE)
 def anthropic_beta(world: World) -> None:
     world.anthropic().beta.messages.create(model="claude-sonnet-5-5", max_tokens=9, messages=ASK)
+
+
+@situation("anthropic: a tool runner's two calls", *ONE * 2)
+def anthropic_tool_runner(world: World) -> None:
+    use = {"type": "tool_use", "id": "t1", "name": "find_weather", "input": {"place": "Oslo"}}
+    world.provider.script(Say(message(content=[use], stop_reason="tool_use")))
+
+    @anthropic.beta_tool
+    def find_weather(place: str) -> str:
+        """Find the weather.
+
+        Args:
+            place: Where.
+        """
+        return f"rain in {place}"
+
+    runner = world.anthropic().beta.messages.tool_runner(
+        model="claude-sonnet-5-5", max_tokens=50, messages=ASK, tools=[find_weather]
+    )
+    assert runner.until_done().stop_reason == "end_turn"
+
+
+@situation("openai responses: compacted", *ONE)
+def responses_compact(world: World) -> None:
+    world.openai().responses.compact(model="gpt-5-mini", input="hello")
+
+
+@situation("openai responses: in the background, cancelled")
+def responses_cancelled(world: World) -> None:
+    client = world.openai()
+    world.provider.script(Say(response(None, "queued")), Say(response(None, "cancelled")))
+    client.responses.create(model="gpt-5-mini", input="x", background=True)
+    client.responses.cancel("resp_01")
 
 
 @situation("anthropic: counting tokens is free")
