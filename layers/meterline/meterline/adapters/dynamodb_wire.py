@@ -1,4 +1,4 @@
-"""DynamoDB's JSON protocol, carried by urllib3, without boto3's client on top.
+"""DynamoDB's JSON protocol over plain HTTP connections, without boto3's client on top.
 
 boto3's client walks every parameter and every answer against its service model: measured on
 batches of 25 conditional inserts, that is more than half of the CPU of a usage report. What the
@@ -23,6 +23,7 @@ from botocore.exceptions import NoCredentialsError
 from pydantic_core import from_json, to_json
 
 from meterline.adapters.aws_signature import JsonCallSigner
+from meterline.adapters.kept_connections import KeptConnections, NoAnswerError
 from meterline.errors import ConfigurationError, StorageError, StorageUnavailableError
 
 RETRYABLE_CODES = frozenset(
@@ -83,11 +84,8 @@ class DynamoWire:
         url = urllib3.util.parse_url(self.endpoint_url)
         self._path = (url.path or "/").rstrip("/") + "/"
         self._signer = JsonCallSigner("dynamodb", region, _host_header(url), self._path)
-        self._pool = urllib3.connectionpool.connection_from_url(
-            self.endpoint_url,
-            maxsize=pool_size,
-            timeout=urllib3.Timeout(connect=1.0, read=timeout_s),
-            retries=False,
+        self._connections = KeptConnections(
+            url, connect_timeout_s=1.0, read_timeout_s=timeout_s, kept=pool_size
         )
 
     def call(
@@ -107,29 +105,25 @@ class DynamoWire:
                     break
                 time.sleep(pause_s)
             try:
-                answer = self._pool.urlopen(
-                    "POST",
-                    self._path,
-                    body=body,
-                    headers=self._sign(operation, body),
-                    redirect=False,
+                status, content = self._connections.post(
+                    self._path, body, self._sign(operation, body)
                 )
-            except urllib3.exceptions.HTTPError as error:
+            except NoAnswerError as error:
                 why = f"{operation}: {error}"
                 continue
-            if answer.status == 200:
+            if status == 200:
                 try:
-                    decoded: dict[str, Any] = from_json(answer.data)
+                    decoded: dict[str, Any] = from_json(content)
                 except ValueError as error:
                     # Cut on its way: like a lost answer, it does not say what was done.
                     why = f"{operation}: {error}"
                     continue
                 return decoded
-            code, message = _read_error(answer)
+            code, message = _read_error(status, content)
             why = f"{operation}: {code}: {message}"
-            if answer.status < 500 and code not in RETRYABLE_CODES:
+            if status < 500 and code not in RETRYABLE_CODES:
                 if code == "TransactionCanceledException":
-                    raise TransactionCanceledError(message, _reasons(answer))
+                    raise TransactionCanceledError(message, _reasons(content))
                 raise StorageError(code, message)
         raise StorageUnavailableError(why)
 
@@ -162,19 +156,18 @@ class TransactionCanceledError(StorageError):
         )
 
 
-def _read_error(answer: urllib3.BaseHTTPResponse) -> tuple[str, str]:
+def _read_error(status: int, content: bytes) -> tuple[str, str]:
     try:
-        told = from_json(answer.data)
+        told = from_json(content)
         code = str(told.get("__type", "")).rpartition("#")[2]
-        return code or f"HTTP {answer.status}", str(told.get("message", told.get("Message", "")))
+        return code or f"HTTP {status}", str(told.get("message", told.get("Message", "")))
     except (ValueError, AttributeError):
-        return f"HTTP {answer.status}", answer.data[:200].decode(errors="replace")
+        return f"HTTP {status}", content[:200].decode(errors="replace")
 
 
-def _reasons(answer: urllib3.BaseHTTPResponse) -> list[str]:
+def _reasons(content: bytes) -> list[str]:
     return [
-        reason.get("Code", "None")
-        for reason in from_json(answer.data).get("CancellationReasons", [])
+        reason.get("Code", "None") for reason in from_json(content).get("CancellationReasons", [])
     ]
 
 
