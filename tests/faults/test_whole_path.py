@@ -67,7 +67,7 @@ def run(world: World) -> None:
 def test_without_failures_every_event_is_billed_once(around: Surroundings, start: datetime) -> None:
     world = make_usual_world(around, start, Steps())
     run(world)
-    assert world.position == 6
+    assert world.shards[0].position == 6
     assert not world.queue.messages
     assert str(world.check()) == "3 billed"
     assert world.answers == {"accepted": 6, "duplicates": 1}
@@ -147,6 +147,7 @@ def live_through(around: Surroundings, start: datetime, seed: int) -> tuple[Worl
         # Four is the least that one event may need: day, action, user and batch.
         max_items=dice.choice([4, 7, 99]),
         max_entries=dice.choice([1, 3, 500]),
+        shards=dice.choice([1, 3]),
     )
     patient = seed % 4 != 0
     for _ in range(dice.randint(3, 7)):
@@ -166,7 +167,9 @@ def act(world: World, dice: random.Random) -> None:
         if answer is not None and not answer.undecided and dice.random() < 0.8:
             world.unanswered.remove(report)
     for _ in range(dice.randint(0, 2)):
-        world.deliver_records(dice.choice([1, 3, 1000]), again=dice.choice([0, 0, 2, 1000]))
+        shard = dice.choice(world.shards)
+        again = dice.choice([0, 0, 2, 1000])
+        world.deliver_records(dice.choice([1, 3, 1000]), again=again, shard=shard)
     if dice.random() < 0.4:
         world.around.local.add_fault(**dice.choice(STRIPE_FAULTS), count=1, path=METER_EVENTS)
         world.steps.failures["stripe"] += 1

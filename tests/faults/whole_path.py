@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from zlib import crc32
 
 from botocore.exceptions import ClientError, ReadTimeoutError
 from stripe.params import SubscriptionCreateParamsItem
@@ -323,6 +324,15 @@ class StreamTail:
 
 
 @dataclass
+class Shard:
+    """One shard of the stream, and how many of its records Lambda has had handled."""
+
+    id: str
+    records: list[dict[str, Any]] = field(default_factory=list)
+    position: int = 0
+
+
+@dataclass
 class Surroundings:
     """What all worlds of a session share."""
 
@@ -406,6 +416,7 @@ class World:
         max_items: int = MAX_STEP_ITEMS,
         max_entries: int = MAX_ENTRIES,
         is_named: Callable[[str], bool] = lambda name: True,
+        shards: int = 1,
     ) -> None:
         self.max_items = max_items
         self.max_entries = max_entries
@@ -415,7 +426,7 @@ class World:
         self.dice = dice or random.Random(0)
         names = (f"world-{number}" for number in _serial)
         self.customer = next(name for name in names if is_named(name))
-        self.shard = f"shardId-{self.customer}"
+        self.shards = [Shard(f"shardId-{self.customer}-{number}") for number in range(shards)]
         self.billing_customer = around.subscribe(self.customer, start) if subscribed else None
         # Stripe's clock runs on by itself, so it is set again whenever ours moves.
         self.clock.followers.append(lambda at: around.local.set_clock(at.timestamp()))
@@ -429,10 +440,6 @@ class World:
         self.sent: dict[str, dict[str, Any]] = {}
         self.unanswered: list[list[dict[str, Any]]] = []
         """Reports that the client has no good answer to."""
-        self.records: list[dict[str, Any]] = []
-        """The shard."""
-        self.position = 0
-        """How many of the shard's records Lambda has had handled."""
         self.answers: Counter[str] = Counter()
 
     # The processes. Each call of these starts a new one.
@@ -519,29 +526,36 @@ class World:
 
     # What Lambda does
 
-    def deliver_records(self, count: int = 1000, *, again: int = 0) -> bool:
-        """One delivery of the shard, with `again` records that were handled before; if there is
+    def deliver_records(
+        self, count: int = 1000, *, again: int = 0, shard: Shard | None = None
+    ) -> bool:
+        """One delivery of a shard, with `again` records that were handled before; if there is
         any. It moves on only when the function says so."""
         self._read_stream()
-        start = max(0, self.position - again)
-        records = self.records[start : start + again + count]
+        shard = shard or self.shards[0]
+        start = max(0, shard.position - again)
+        records = shard.records[start : start + again + count]
         if not records:
             return False
         self.steps.crashed = False
-        batch = StreamReader(METERS, _NoDeadLetters())({"shardId": self.shard, "Records": records})
+        batch = StreamReader(METERS, _NoDeadLetters())({"shardId": shard.id, "Records": records})
         try:
             self.projector()(batch.shard, batch.events)
             self.steps.reach("the stream moves on")
         except (Crash, MeterlineError):
             return True
-        self.position = max(self.position, start + len(records))
+        shard.position = max(shard.position, start + len(records))
         return True
 
     def _read_stream(self) -> None:
-        for record in self.around.tail.read_new():
+        self.take_records(self.around.tail.read_new())
+
+    def take_records(self, records: Sequence[dict[str, Any]]) -> None:
+        """Put this world's records into its shards, as the table does: by their key."""
+        for record in records:
             key = record["dynamodb"]["NewImage"]["k"]["S"]
             if key.startswith(f"{self.customer}\x1f"):
-                self.records.append(record)
+                self.shards[crc32(key.encode()) % len(self.shards)].records.append(record)
 
     def deliver_messages(self, emitter: EmitUsage | None = None) -> bool:
         """One delivery of the queue; what is not handed back is deleted."""
@@ -584,8 +598,9 @@ class World:
         self.steps.weather = lambda name: None
         self.around.local.clear_faults()
         self.report_until_answered()
-        while self.deliver_records():
-            continue
+        for shard in self.shards:
+            while self.deliver_records(shard=shard):
+                continue
         emitter = self.emitter()
         for _ in range(500):
             at = self.queue.next_visible_at()
