@@ -9,7 +9,11 @@ from typing import Any
 
 from meterline.domain.customers import Customer, User
 from meterline.domain.subscriptions import Subscription
-from meterline.errors import BillingUnavailableError, SupersededError
+from meterline.errors import (
+    BillingCustomerTakenError,
+    BillingUnavailableError,
+    SupersededError,
+)
 
 
 class FakeAccounts:
@@ -29,6 +33,10 @@ class FakeAccounts:
         self, customer: str, changes: Mapping[str, str | None], now: datetime
     ) -> Customer:
         told: Any = dict(changes)
+        claimed = told["billing_customer"]
+        for other in self.customers.values():
+            if claimed is not None and other.billing_customer == claimed and other.id != customer:
+                raise BillingCustomerTakenError(f"{claimed} is another customer's")
         found = self.customers.get(customer)
         if found is not None and found.billing_customer != told["billing_customer"]:
             self.subscriptions.pop(customer, None)

@@ -130,12 +130,14 @@ def test_a_put_brings_stripes_subscription_and_another_customer_takes_it_away(
         assert told == datetime.fromtimestamp(item[f"current_period_{edge}"], UTC)
     assert datetime.now(UTC) - datetime.fromisoformat(heard["synced_at"]) < timedelta(minutes=5)
     assert get(api, f"/v1/customers/{customer}").told["subscription"] == heard
+    taken = api.put_customer(unique("other"), billing_customer=billing_customer)
+    assert (taken.status, taken.told["code"]) == (409, "billing_customer_taken")
     without = billing.v1.customers.create({"name": "Nobody"}).id
     assert api.put_customer(customer, billing_customer=without).told["subscription"] is None
     assert api.put_customer(customer).told["subscription"] is None
 
 
 def test_a_billing_customer_that_stripe_does_not_know_does_not_stop_the_put(api: Api) -> None:
-    put = api.put_customer(unique("lost"), billing_customer="cus_nobody")
+    put = api.put_customer(unique("lost"), billing_customer=unique("cus_nobody"))
     assert put.status == 200
     assert put.told["subscription"] is None

@@ -133,6 +133,16 @@ def test_a_plan_that_is_not_there_is_refused_and_nothing_is_written(world: World
     assert not world.accounts.users
 
 
+def test_two_customers_are_never_billed_as_one(world: World) -> None:
+    world.put("acme", billing_customer="cus_1")
+    with pytest.raises(InvalidRequestError) as refused:
+        world.put("other", billing_customer="cus_1")
+    assert (refused.value.code, refused.value.status) == ("billing_customer_taken", 409)
+    assert "other" not in world.accounts.customers
+    world.put("acme")
+    assert world.put("other", billing_customer="cus_1").account.subscription is not None
+
+
 def test_what_the_billing_layer_bills_is_the_plan(world: World) -> None:
     put = world.put(billing_customer="cus_1")
     assert put.account.billed_plan == "pro"

@@ -28,6 +28,10 @@ class BillingUnavailableError(MeterlineError):
     """The billing layer answered late, not at all, or refused our key: nothing is known anew."""
 
 
+class BillingCustomerTakenError(MeterlineError):
+    """Another customer has that id at the billing layer: two would be billed as one."""
+
+
 class UnauthenticatedError(MeterlineError):
     """No API key, or one that we do not know."""
 

@@ -17,7 +17,7 @@ from tests.integration.storage.conftest import FaultProxy
 from tests.integration.storage.stores import Store
 
 NOW = datetime(2026, 11, 22, 6, 0, 0, 123_000, tzinfo=UTC)
-PROFILE = {"name": "Acme", "plan": "pro", "email": "a@acme.test", "billing_customer": "cus_1"}
+PROFILE = {"name": "Acme", "plan": "pro", "email": "a@acme.test", "billing_customer": None}
 
 
 @dataclass
@@ -35,13 +35,15 @@ class Counting(DynamoWire):
 def test_a_customer_is_created_changed_and_read_back(store: Store, customer: str) -> None:
     accounts = store.accounts()
     assert accounts.get_customer(customer) is None
-    made = accounts.put_customer(customer, PROFILE, NOW)
+    made = accounts.put_customer(
+        customer, {**PROFILE, "billing_customer": f"cus_1_{customer}"}, NOW
+    )
     assert made == Customer(
         id=customer,
         name="Acme",
         email="a@acme.test",
         plan="pro",
-        billing_customer="cus_1",
+        billing_customer=f"cus_1_{customer}",
         created_at=NOW,
         updated_at=NOW,
     )
@@ -65,10 +67,10 @@ def test_which_customers_are_known(store: Store, customer: str) -> None:
 def test_the_id_at_the_billing_layer(store: Store, customer: str) -> None:
     accounts = store.accounts()
     assert accounts.billing_customer(customer) is None
-    accounts.put_customer(customer, {**PROFILE, "billing_customer": None}, NOW)
+    accounts.put_customer(customer, PROFILE, NOW)
     assert accounts.billing_customer(customer) is None
-    accounts.put_customer(customer, {"billing_customer": "cus_9"}, NOW)
-    assert accounts.billing_customer(customer) == "cus_9"
+    accounts.put_customer(customer, {"billing_customer": f"cus_9_{customer}"}, NOW)
+    assert accounts.billing_customer(customer) == f"cus_9_{customer}"
 
 
 def test_a_key_is_found_by_its_hash_with_its_scopes_until_it_is_revoked(
@@ -89,15 +91,17 @@ def test_what_was_read_is_remembered_for_half_a_minute(store: Store, customer: s
     clock_s = 1000.0
     wire = Counting(store.wire())
     accounts = store.accounts(wire, monotonic=lambda: clock_s)
-    store.accounts().put_customer(customer, PROFILE, NOW)
-    assert accounts.billing_customer(customer) == "cus_1"
-    store.accounts().put_customer(customer, {"billing_customer": "cus_2"}, NOW)
+    store.accounts().put_customer(
+        customer, {**PROFILE, "billing_customer": f"cus_1_{customer}"}, NOW
+    )
+    assert accounts.billing_customer(customer) == f"cus_1_{customer}"
+    store.accounts().put_customer(customer, {"billing_customer": f"cus_2_{customer}"}, NOW)
     clock_s += CACHE_S - 0.1
-    assert accounts.billing_customer(customer) == "cus_1"
+    assert accounts.billing_customer(customer) == f"cus_1_{customer}"
     assert accounts.known({customer}) == {customer}
     assert wire.operations == ["BatchGetItem"]
     clock_s += 0.2
-    assert accounts.billing_customer(customer) == "cus_2"
+    assert accounts.billing_customer(customer) == f"cus_2_{customer}"
     assert wire.operations == ["BatchGetItem"] * 2
 
 
@@ -110,10 +114,10 @@ def test_what_is_not_there_is_looked_for_every_time(store: Store, customer: str)
 
 def test_our_own_change_counts_at_once(store: Store, customer: str) -> None:
     accounts = store.accounts()
-    accounts.put_customer(customer, PROFILE, NOW)
-    assert accounts.billing_customer(customer) == "cus_1"
-    accounts.put_customer(customer, {"billing_customer": "cus_2"}, NOW)
-    assert accounts.billing_customer(customer) == "cus_2"
+    accounts.put_customer(customer, {**PROFILE, "billing_customer": f"cus_1_{customer}"}, NOW)
+    assert accounts.billing_customer(customer) == f"cus_1_{customer}"
+    accounts.put_customer(customer, {"billing_customer": f"cus_2_{customer}"}, NOW)
+    assert accounts.billing_customer(customer) == f"cus_2_{customer}"
 
 
 def test_a_customer_and_a_key_cannot_be_taken_for_each_other(store: Store, customer: str) -> None:

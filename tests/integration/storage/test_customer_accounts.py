@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -10,11 +12,24 @@ import pytest
 from meterline.domain.customers import MAX_USERS, Role, User
 from meterline.domain.periods import Interval, Period
 from meterline.domain.subscriptions import Subscription, follow
-from meterline.errors import SupersededError
+from meterline.errors import (
+    BillingCustomerTakenError,
+    StorageUnavailableError,
+    SupersededError,
+)
 from tests.integration.storage.stores import Store
 
 NOW = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
-PROFILE = {"name": "Acme", "plan": "pro", "email": None, "billing_customer": "cus_1"}
+# moto copies its tables for a transaction while other threads change them, and fails.
+concurrent = pytest.mark.parametrize(
+    "store", ["emulator_store", "dynamodb_local_store"], indirect=True
+)
+
+
+def profile(customer: str, billing_customer: str | None = "cus_1") -> dict[str, str | None]:
+    """What a PUT says; ids at the billing layer are made unlike any other test's."""
+    told = billing_customer and f"{billing_customer}_{customer}"
+    return {"name": "Acme", "plan": "pro", "email": None, "billing_customer": told}
 
 
 def subscription(**changes: object) -> Subscription:
@@ -43,10 +58,10 @@ def subscription(**changes: object) -> Subscription:
 
 def test_a_subscription_comes_back_as_it_was_written(store: Store, customer: str) -> None:
     accounts = store.accounts()
-    accounts.put_customer(customer, PROFILE, NOW)
+    accounts.put_customer(customer, profile(customer), NOW)
     assert accounts.get_subscription(customer) is None
     first = subscription()
-    accounts.replace_subscription(customer, "cus_1", None, first)
+    accounts.replace_subscription(customer, f"cus_1_{customer}", None, first)
     assert accounts.get_subscription(customer) == first
     end = first.current.end
     full = subscription(
@@ -62,9 +77,9 @@ def test_a_subscription_comes_back_as_it_was_written(store: Store, customer: str
     )
     followed = follow(first, full)
     assert followed.past == (first.current,)
-    accounts.replace_subscription(customer, "cus_1", first, followed)
+    accounts.replace_subscription(customer, f"cus_1_{customer}", first, followed)
     assert accounts.get_subscription(customer) == followed
-    accounts.replace_subscription(customer, "cus_1", followed, None)
+    accounts.replace_subscription(customer, f"cus_1_{customer}", followed, None)
     assert accounts.get_subscription(customer) is None
 
 
@@ -72,15 +87,17 @@ def test_of_two_that_replace_one_record_the_second_learns_that_it_was_late(
     store: Store, customer: str
 ) -> None:
     accounts = store.accounts()
-    accounts.put_customer(customer, PROFILE, NOW)
-    accounts.replace_subscription(customer, "cus_1", None, subscription())
-    with pytest.raises(SupersededError):
-        accounts.replace_subscription(customer, "cus_1", None, subscription(status="past_due"))
-    moved = subscription(synced_at=NOW + timedelta(seconds=5))
-    accounts.replace_subscription(customer, "cus_1", subscription(), moved)
+    accounts.put_customer(customer, profile(customer), NOW)
+    accounts.replace_subscription(customer, f"cus_1_{customer}", None, subscription())
     with pytest.raises(SupersededError):
         accounts.replace_subscription(
-            customer, "cus_1", subscription(), subscription(status="past_due")
+            customer, f"cus_1_{customer}", None, subscription(status="past_due")
+        )
+    moved = subscription(synced_at=NOW + timedelta(seconds=5))
+    accounts.replace_subscription(customer, f"cus_1_{customer}", subscription(), moved)
+    with pytest.raises(SupersededError):
+        accounts.replace_subscription(
+            customer, f"cus_1_{customer}", subscription(), subscription(status="past_due")
         )
     assert accounts.get_subscription(customer) == moved
 
@@ -89,14 +106,14 @@ def test_another_billing_customer_takes_the_old_subscription_away_and_keeps_it_a
     store: Store, customer: str
 ) -> None:
     accounts = store.accounts()
-    accounts.put_customer(customer, PROFILE, NOW)
-    accounts.replace_subscription(customer, "cus_1", None, subscription())
-    changed = accounts.put_customer(customer, {**PROFILE, "billing_customer": "cus_2"}, NOW)
-    assert changed.billing_customer == "cus_2"
+    accounts.put_customer(customer, profile(customer), NOW)
+    accounts.replace_subscription(customer, f"cus_1_{customer}", None, subscription())
+    changed = accounts.put_customer(customer, profile(customer, "cus_2"), NOW)
+    assert changed.billing_customer == f"cus_2_{customer}"
     assert accounts.get_subscription(customer) is None
     # A question about the old one that is answered only now must not bring it back.
     with pytest.raises(SupersededError):
-        accounts.replace_subscription(customer, "cus_1", None, subscription())
+        accounts.replace_subscription(customer, f"cus_1_{customer}", None, subscription())
     assert accounts.get_subscription(customer) is None
 
 
@@ -104,15 +121,15 @@ def test_the_same_billing_customer_again_keeps_the_subscription(
     store: Store, customer: str
 ) -> None:
     accounts = store.accounts()
-    accounts.put_customer(customer, PROFILE, NOW)
-    accounts.replace_subscription(customer, "cus_1", None, subscription())
-    accounts.put_customer(customer, {**PROFILE, "name": "Acme Inc."}, NOW)
+    accounts.put_customer(customer, profile(customer), NOW)
+    accounts.replace_subscription(customer, f"cus_1_{customer}", None, subscription())
+    accounts.put_customer(customer, {**profile(customer), "name": "Acme Inc."}, NOW)
     assert accounts.get_subscription(customer) == subscription()
 
 
 def test_users_become_what_the_last_call_says(store: Store, customer: str) -> None:
     accounts = store.accounts()
-    accounts.put_customer(customer, PROFILE, NOW)
+    accounts.put_customer(customer, profile(customer), NOW)
     ada = User("u_1", "Ada", "ada@example.com", Role.ADMIN)
     bob = User("u#2/ü", None, None, Role.MEMBER)
     accounts.put_users(customer, [ada, bob])
@@ -126,7 +143,7 @@ def test_users_become_what_the_last_call_says(store: Store, customer: str) -> No
 
 def test_a_thousand_users_of_the_longest_names_are_kept(store: Store, customer: str) -> None:
     accounts = store.accounts()
-    accounts.put_customer(customer, PROFILE, NOW)
+    accounts.put_customer(customer, profile(customer), NOW)
     users = [
         User(f"{place:04d}" + "ü" * 124, "n" * 200, "e" * 200 + "@example.com", Role.MEMBER)
         for place in range(MAX_USERS)
@@ -139,8 +156,8 @@ def test_customers_are_listed_by_id_in_pages_that_neither_repeat_nor_lose_one(st
     accounts = store.accounts()
     ids = [f"page-{place:02d}" for place in range(25)]
     for each in reversed(ids):
-        accounts.put_customer(each, PROFILE, NOW)
-    accounts.replace_subscription(ids[0], "cus_1", None, subscription())
+        accounts.put_customer(each, profile(each), NOW)
+    accounts.replace_subscription(ids[0], f"cus_1_{ids[0]}", None, subscription())
     accounts.put_users(ids[1], [User("u_1", None, None, Role.MEMBER)])
     seen: list[str] = []
     after: str | None = "page-"
@@ -148,5 +165,69 @@ def test_customers_are_listed_by_id_in_pages_that_neither_repeat_nor_lose_one(st
         seen += [found.id for found in page]
         after = page[-1].id
         # One that comes to be in a place already passed does not disturb what follows.
-        accounts.put_customer("page-00a", PROFILE, NOW)
+        accounts.put_customer("page-00a", profile("page-00a"), NOW)
     assert [each for each in seen if each.startswith("page-")] == ids
+
+
+def test_an_id_at_the_billing_layer_is_one_customers_until_it_lets_go(
+    store: Store, customer: str
+) -> None:
+    accounts = store.accounts()
+    other, shared = f"{customer}-other", f"cus_1_{customer}"
+    accounts.put_customer(customer, profile(customer), NOW)
+    accounts.put_customer(customer, profile(customer), NOW)
+    assert accounts.find_by_billing_customer(shared) == customer
+    with pytest.raises(BillingCustomerTakenError):
+        accounts.put_customer(other, profile(customer), NOW)
+    assert accounts.get_customer(other) is None
+    accounts.put_customer(other, profile(other, None), NOW)
+    with pytest.raises(BillingCustomerTakenError):
+        accounts.put_customer(other, profile(customer), NOW)
+    accounts.put_customer(customer, profile(customer, "cus_2"), NOW)
+    assert accounts.find_by_billing_customer(shared) is None
+    assert accounts.find_by_billing_customer(f"cus_2_{customer}") == customer
+    accounts.put_customer(other, profile(customer), NOW)
+    assert accounts.find_by_billing_customer(shared) == other
+    accounts.put_customer(other, profile(customer, None), NOW)
+    assert accounts.find_by_billing_customer(shared) is None
+
+
+@concurrent
+def test_of_many_who_claim_one_id_at_once_one_gets_it(store: Store, customer: str) -> None:
+    accounts = store.accounts()
+    claimants = [f"{customer}-{place}" for place in range(8)]
+
+    def claim(claimant: str) -> str | None:
+        try:
+            accounts.put_customer(claimant, profile(customer), NOW)
+        except BillingCustomerTakenError:
+            return None
+        return claimant
+
+    with ThreadPoolExecutor(8) as threads:
+        winners = [winner for winner in threads.map(claim, claimants) if winner is not None]
+    assert winners == [accounts.find_by_billing_customer(f"cus_1_{customer}")]
+    assert [each for each in claimants if accounts.get_customer(each)] == winners
+
+
+@concurrent
+def test_a_customer_changed_by_many_at_once_keeps_claim_and_profile_in_step(
+    store: Store, customer: str
+) -> None:
+    accounts = store.accounts()
+    told = [None if place % 4 == 0 else f"cus_{place % 3}" for place in range(12)]
+
+    def put(billing_customer: str | None) -> None:
+        with contextlib.suppress(StorageUnavailableError):
+            accounts.put_customer(customer, profile(customer, billing_customer), NOW)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(put, told))
+    found = accounts.get_customer(customer)
+    assert found is not None
+    claims = {
+        name: accounts.find_by_billing_customer(name)
+        for name in {f"cus_{place}_{customer}" for place in range(3)}
+    }
+    held = {name for name, owner in claims.items() if owner is not None}
+    assert held == ({found.billing_customer} if found.billing_customer else set())

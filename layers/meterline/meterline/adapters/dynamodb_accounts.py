@@ -1,6 +1,7 @@
 """The `accounts` table: customers, their users and subscriptions, and API keys.
 
-Items: pk `customer#<id>`, sk `profile`, `subscription` or `user#<id>`; pk `key#<hash>`, sk `key`.
+Items: pk `customer#<id>`, sk `profile`, `subscription` or `user#<id>`; pk `billing#<id>`, sk
+`customer`, which says whose that id of the billing layer is; pk `key#<hash>`, sk `key`.
 Profiles and keys carry `kind`, so that the sparse index `by_kind` lists them. What every call needs
 is kept in the process for `CACHE_S` seconds. What is not there is looked for every time, so that a
 new customer or key counts at once.
@@ -19,13 +20,19 @@ from meterline.domain.customers import Customer, Role, User
 from meterline.domain.periods import Interval, Period
 from meterline.domain.subscriptions import Subscription
 from meterline.domain.times import format_time, parse_time
-from meterline.errors import StorageUnavailableError, SupersededError
+from meterline.errors import (
+    BillingCustomerTakenError,
+    StorageError,
+    StorageUnavailableError,
+    SupersededError,
+)
 
 CACHE_S = 30.0
 """How long a revoked key or a changed customer may still be taken for what it was."""
 _CACHE_SIZE = 10_000
 _KEYS_PER_GET = 100
 _MAX_GETS = 8
+_MAX_PUTS = 6
 _WRITES_PER_CALL = 25
 """What BatchWriteItem takes (DynamoDB API reference)."""
 
@@ -100,34 +107,76 @@ class DynamoAccounts:
     ) -> Customer:
         """Create a customer or change the named fields of one; a None takes a field away.
 
-        The subscription of another `billing_customer` goes in the same transaction, so that no
-        reader ever takes it for this one's.
+        A change of `billing_customer` is one transaction: the old one's subscription goes, so that
+        no reader ever takes it for the new one's, and the new one is claimed, so that no two
+        customers are ever billed to it. Raises `BillingCustomerTakenError`.
         """
-        update = {
+        for tries in range(1, _MAX_PUTS + 1):
+            found = self._put(customer, changes, now)
+            self._cache.pop(f"customer#{customer}", None)
+            if found is not None:
+                return found
+            time.sleep(back_off_s(tries))
+        raise StorageUnavailableError(f"{customer} is being changed by others")
+
+    def find_by_billing_customer(self, billing_customer: str) -> str | None:
+        """The customer that has this id at the billing layer, read strongly consistently."""
+        answer = self._wire.call(
+            "GetItem",
+            {"TableName": self._table, "Key": _claim(billing_customer), "ConsistentRead": True},
+        )
+        return answer["Item"]["customer"]["S"] if "Item" in answer else None
+
+    def _put(
+        self, customer: str, changes: Mapping[str, str | None], now: datetime
+    ) -> Customer | None:
+        """The customer as it was written; None when its billing customer changed meanwhile."""
+        update: dict[str, Any] = {
             "TableName": self._table,
             "Key": _key(customer, "profile"),
             **_write_changes(changes, now),
         }
-        if "billing_customer" in changes:
-            before = self.get_customer(customer)
-            if before is not None and before.billing_customer != changes["billing_customer"]:
-                forget = {"TableName": self._table, "Key": _key(customer, "subscription")}
-                try:
-                    self._wire.call(
-                        "TransactWriteItems",
-                        {"TransactItems": [{"Update": update}, {"Delete": forget}]},
-                    )
-                except TransactionCanceledError as error:
-                    if not error.is_conflict:
-                        raise
-                    raise StorageUnavailableError(f"{customer} is being changed") from None
-                self._cache.pop(f"customer#{customer}", None)
-                after = self.get_customer(customer)
-                assert after is not None  # Customers are never deleted.
-                return after
-        answer = self._wire.call("UpdateItem", {**update, "ReturnValues": "ALL_NEW"})
-        self._cache.pop(f"customer#{customer}", None)
-        return read_customer(answer["Attributes"])
+        if "billing_customer" not in changes:
+            answer = self._wire.call("UpdateItem", {**update, "ReturnValues": "ALL_NEW"})
+            return read_customer(answer["Attributes"])
+        before = self.get_customer(customer)
+        old = before.billing_customer if before is not None else None
+        new = changes["billing_customer"]
+        if old is None:
+            update["ConditionExpression"] = "attribute_not_exists(billing_customer)"
+        else:
+            update["ConditionExpression"] = "billing_customer = :old"
+            update["ExpressionAttributeValues"][":old"] = {"S": old}
+        if old == new:
+            try:
+                answer = self._wire.call("UpdateItem", {**update, "ReturnValues": "ALL_NEW"})
+            except StorageError as error:
+                if error.code != "ConditionalCheckFailedException":
+                    raise
+                return None
+            return read_customer(answer["Attributes"])
+        claim = {
+            "TableName": self._table,
+            "ConditionExpression": "attribute_not_exists(pk) OR customer = :customer",
+            "ExpressionAttributeValues": {":customer": {"S": customer}},
+        }
+        actions: list[dict[str, Any]] = [{"Update": update}]
+        if new is not None:
+            item = {**_claim(new), "customer": {"S": customer}}
+            actions.append({"Put": {**claim, "Item": item}})
+        if old is not None:
+            actions.append({"Delete": {**claim, "Key": _claim(old)}})
+            forget = {"TableName": self._table, "Key": _key(customer, "subscription")}
+            actions.append({"Delete": forget})
+        try:
+            self._wire.call("TransactWriteItems", {"TransactItems": actions})
+        except TransactionCanceledError as error:
+            if new is not None and error.reasons[1:2] == ["ConditionalCheckFailed"]:
+                raise BillingCustomerTakenError(f"{new} is another customer's") from None
+            if error.is_conflict or error.reasons[:1] == ["ConditionalCheckFailed"]:
+                return None
+            raise
+        return self.get_customer(customer)
 
     def list_customers(self, limit: int, after: str | None) -> Sequence[Customer]:
         """Up to `limit` customers by id, behind `after`; read from the index, so a moment late."""
@@ -313,6 +362,10 @@ def read_customer(item: Mapping[str, Any]) -> Customer:
         created_at=parse_time(item["created_at"]["S"]),
         updated_at=parse_time(item["updated_at"]["S"]),
     )
+
+
+def _claim(billing_customer: str) -> dict[str, Any]:
+    return {"pk": {"S": f"billing#{billing_customer}"}, "sk": {"S": "customer"}}
 
 
 def _key(customer: str, sk: str) -> dict[str, Any]:

@@ -25,12 +25,19 @@ from meterline.schemas.answers import (
     UndecidedProblem,
     UsageAnswer,
 )
+from meterline.schemas.authorizations import (
+    AuthorizationAnswer,
+    AuthorizationInput,
+    ReleaseAnswer,
+    ReleaseInput,
+)
 from meterline.schemas.customers import DEFAULT_LIMIT, MAX_LIMIT, CustomerInput
 from meterline.schemas.events import MAX_EVENTS, CustomerId, UsageEvent
 
 API_VERSION: Final = "1.0"
 
 PROBLEMS: Final[Mapping[str, tuple[int, ...]]] = {
+    "billing_customer_taken": (409,),
     "body_too_large": (413,),
     "empty_body": (400,),
     "forbidden": (403,),
@@ -38,13 +45,16 @@ PROBLEMS: Final[Mapping[str, tuple[int, ...]]] = {
     "invalid_body": (400, 422),
     "invalid_cursor": (400,),
     "invalid_customer_id": (400,),
+    "invalid_estimate": (422,),
     "invalid_json": (400,),
     "invalid_limit": (400,),
+    "invalid_unspent": (422,),
     "no_events": (400,),
     "not_found": (404,),
     "storage_unavailable": (503,),
     "too_many_events": (413,),
     "unauthenticated": (401,),
+    "unknown_meter": (422,),
     "unknown_plan": (422,),
     "unsupported_content_encoding": (415,),
     "unsupported_media_type": (415,),
@@ -91,6 +101,7 @@ _STATUS_WORDS = {
     401: "No API key, or one that is not known.",
     403: "The API key has not the scope that the call needs.",
     404: "There is no such thing.",
+    409: "It would take what another has.",
     413: "Too much for one call.",
     415: "A body in a form that the call does not take.",
     422: "The body is not what the call takes.",
@@ -256,6 +267,7 @@ OPERATIONS: Final = (
             "invalid_customer_id",
             "not_found",
             "invalid_body",
+            "billing_customer_taken",
             "unknown_plan",
             *_OURS,
         ),
@@ -315,6 +327,81 @@ OPERATIONS: Final = (
         ),
     ),
     Operation(
+        "POST",
+        "/v1/authorizations",
+        "authorizeUsage",
+        "Ask for leave to spend",
+        "Holds the estimate when the customer has a limit: what is used and held never passes it. "
+        "An event that names the authorization settles it; what no event settles is given back by "
+        "a release, or when it expires. A no is a decision too, and comes with 200.",
+        200,
+        AuthorizationAnswer,
+        {
+            "decision": "deny",
+            "code": "hard_limit",
+            "message": "You've hit your set limit of $50. Raise it in settings to continue, or "
+            "wait until next period.",
+            "authorization": None,
+            "remaining": "12.5",
+            "expires_at": None,
+            "resets_at": "2026-12-03T00:00:00.000Z",
+            "raise_at": "/settings/usage",
+        },
+        (
+            *_AUTHENTICATION,
+            *_BODY,
+            "invalid_body",
+            "invalid_estimate",
+            "unknown_meter",
+            *_OURS,
+        ),
+        Scope.USAGE,
+        {"invalid_body": 422},
+        body={
+            "application/json": {
+                "schema": _refer(AuthorizationInput),
+                "examples": _examples(
+                    quantity={
+                        "customer": "acme",
+                        "user": "u_9",
+                        "action": "report.generate",
+                        "estimate": {"quantity": "50"},
+                    },
+                    tokens={
+                        "customer": "acme",
+                        "estimate": {
+                            "provider": "anthropic",
+                            "model": "claude-sonnet-4-5",
+                            "usage": {"input_tokens": 1200, "output_tokens": 4096},
+                        },
+                    },
+                    lease={"customer": "acme", "estimate": {"quantity": "500"}, "lease": True},
+                ),
+            }
+        },
+    ),
+    Operation(
+        "POST",
+        "/v1/authorizations/{id}/release",
+        "releaseAuthorization",
+        "Give an authorization back",
+        "Of a lease, `unspent` is given back, and the rest waits for its events; all else is given "
+        "back whole.",
+        200,
+        ReleaseAnswer,
+        {"released": "50"},
+        (*_AUTHENTICATION, *_BODY, "not_found", "invalid_body", "invalid_unspent", *_OURS),
+        Scope.USAGE,
+        {"invalid_body": 422},
+        parameters=({"name": "id", "in": "path", "required": True, "schema": {"type": "string"}},),
+        body={
+            "application/json": {
+                "schema": _refer(ReleaseInput),
+                "examples": _examples(whole={}, rest_of_a_lease={"unspent": "120.5"}),
+            }
+        },
+    ),
+    Operation(
         "GET",
         "/openapi.json",
         "getOpenapi",
@@ -360,6 +447,7 @@ def build_document() -> dict[str, Any]:
 def _write_schemas() -> dict[str, Any]:
     models = (
         *(UsageEvent, CustomerInput, UsageAnswer, CustomerAnswer, CustomerPage),
+        *(AuthorizationInput, AuthorizationAnswer, ReleaseInput, ReleaseAnswer),
         *(Problem, InvalidBodyProblem, UndecidedProblem, GatewayMessage),
     )
     _, document = models_json_schema(

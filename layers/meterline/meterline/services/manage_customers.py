@@ -8,7 +8,12 @@ from datetime import datetime
 
 from meterline.domain.customers import Account, Customer, User
 from meterline.domain.subscriptions import Subscription
-from meterline.errors import BillingUnavailableError, InvalidRequestError, NotFoundError
+from meterline.errors import (
+    BillingCustomerTakenError,
+    BillingUnavailableError,
+    InvalidRequestError,
+    NotFoundError,
+)
 from meterline.ports import CustomerAccounts, Plans, SubscriptionRecords
 from meterline.schemas.customers import CustomerInput
 
@@ -53,7 +58,10 @@ class ManageCustomers:
         if told.plan not in self._plans.at(now):
             raise InvalidRequestError("unknown_plan", f"There is no plan {told.plan}.", status=422)
         changes = told.model_dump(exclude={"users"})
-        changed = self._accounts.put_customer(customer, changes, now)
+        try:
+            changed = self._accounts.put_customer(customer, changes, now)
+        except BillingCustomerTakenError as error:
+            raise InvalidRequestError("billing_customer_taken", f"{error}.", status=409) from error
         if told.users is None:
             users = self._accounts.list_users(customer)
         else:
