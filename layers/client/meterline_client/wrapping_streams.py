@@ -235,20 +235,32 @@ class WatchedAsyncIterator(AsyncIterator[Any]):
 
 
 def watch_close(response: Any, settle: Callable[[str], None]) -> None:
-    """Settle when an httpx response is closed, by whichever of its ways."""
-    close, aclose = response.close, response.aclose
+    """Settle when an httpx response is closed, by whichever of its ways.
 
-    def close_and_settle() -> None:
+    What is put on the response is taken off again as it closes: it refers to the response, and a
+    cycle would leave the whole answer to the garbage collector.
+    """
+
+    def close() -> None:
+        restore_methods(response)
         try:
-            close()
+            response.close()
         finally:
             settle("the response was closed")
 
-    async def aclose_and_settle() -> None:
+    async def aclose() -> None:
+        restore_methods(response)
         try:
-            await aclose()
+            await response.aclose()
         finally:
             settle("the response was closed")
 
-    response.close = close_and_settle
-    response.aclose = aclose_and_settle
+    response.close = close
+    response.aclose = aclose
+
+
+def restore_methods(response: Any) -> None:
+    """Take what watches a response off it."""
+    own = vars(response)
+    for name in ("close", "aclose", "iter_bytes", "aiter_bytes"):
+        own.pop(name, None)
