@@ -115,7 +115,8 @@ def make_notes(took_s: float) -> list[str]:
         ),
         (
             "CPU is of the whole process, medians of rounds taken in turns, on the layers as "
-            "deployed and DynamoDB Local."
+            "deployed and DynamoDB Local. Of cold starts, also taken in turns, the quickest of "
+            f"{_ROUNDS['cold']} counts."
         ),
         (
             "Units are DynamoDB Local's own, of PutItem for the ledger (it does not answer for "
