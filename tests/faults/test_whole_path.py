@@ -144,7 +144,7 @@ def live_through(around: Surroundings, start: datetime, seed: int) -> tuple[Worl
         start,
         steps=steps,
         dice=dice,
-        # Four is the least that one event may need: day, action, user and batch.
+        # So few items that each event has a transaction to itself, or as many as there may be.
         max_items=dice.choice([4, 7, 99]),
         max_entries=dice.choice([1, 3, 500]),
         shards=dice.choice([1, 3]),

@@ -302,8 +302,7 @@ class StreamTail:
         self._arn = stream["StreamArn"]
         self._iterators: dict[str, str] = {}
 
-    def read_new(self) -> list[dict[str, Any]]:
-        """The new records, in order."""
+    def _find_shards(self) -> None:
         described = self._client.describe_stream(StreamArn=self._arn)["StreamDescription"]
         for shard in described["Shards"]:
             if shard["ShardId"] not in self._iterators:
@@ -312,6 +311,11 @@ class StreamTail:
                     ShardId=shard["ShardId"],
                     ShardIteratorType="TRIM_HORIZON",
                 )["ShardIterator"]
+
+    def read_new(self) -> list[dict[str, Any]]:
+        """The new records, in order."""
+        if not any(self._iterators.values()):
+            self._find_shards()
         records: list[dict[str, Any]] = []
         for shard_id in [shard for shard, iterator in self._iterators.items() if iterator]:
             while True:

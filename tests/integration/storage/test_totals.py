@@ -217,19 +217,20 @@ def test_the_largest_step_fits_into_one_transaction(
     store: Store, customer: str, shard: str
 ) -> None:
     # Two days, one batch of the largest size, and shares with the longest names for the rest.
-    shares = MAX_STEP_ITEMS - 3
-    events = [
-        make_event(
-            customer,
-            number,
-            user=("ü" * 120 + f"{number % shares:04}") if number < 400 else None,
-            hour=f"2026-11-{20 + number % 2}T{number % 24:02}"
-            if number >= 400
-            else "2026-11-20T12",
-            sub_units=10**15 - 1 - number,
-        )
-        for number in range(MAX_ENTRIES)
-    ]
+    def make_events(shares: int) -> list[ProjectedEvent]:
+        return [
+            make_event(
+                customer,
+                number,
+                user=("ü" * 120 + f"{number % shares:04}") if number < 400 else None,
+                hour=f"2026-11-{20 + number % 2 * (number >= 400)}T{number % 24:02}",
+                sub_units=10**15 - 1 - number,
+            )
+            for number in range(MAX_ENTRIES)
+        ]
+
+    few = plan_one(*make_events(1))
+    events = make_events(1 + MAX_STEP_ITEMS - few.item_count)
     step = plan_one(*events)
     assert step.item_count == MAX_STEP_ITEMS == 99
     totals = store.totals()
