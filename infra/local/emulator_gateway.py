@@ -66,8 +66,16 @@ class Head:
     def addressed_to(self, host: bytes, length_bytes: int) -> bytes:
         """The same head for another `Host`, before a body of `length_bytes`; then it is over."""
         kept = self._lines_without(
-            b"host", b"expect", b"content-length", b"transfer-encoding", b"connection"
+            *(b"host", b"expect", b"content-length", b"transfer-encoding", b"connection"),
+            *(b"x-forwarded-host", b"x-forwarded-proto"),
         )
+        # As API Gateway says which scheme was called; and, since this one changes it, which host.
+        kept += [
+            b"X-Forwarded-Host:" + line.partition(b":")[2]
+            for line in self.lines[1:]
+            if line.partition(b":")[0].lower() == b"host"
+        ]
+        kept.append(b"X-Forwarded-Proto: http")
         kept.append(b"Connection: close")
         if length_bytes or self.length_bytes is not None:
             kept.append(b"Content-Length: %d" % length_bytes)

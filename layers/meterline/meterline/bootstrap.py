@@ -6,7 +6,8 @@ Imports are inside the builders, so that no function loads what only another one
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from meterline.errors import ConfigurationError
@@ -16,8 +17,13 @@ if TYPE_CHECKING:
     from meterline.adapters.dynamodb_overviews import DynamoOverviews
     from meterline.adapters.dynamodb_stream import StreamReader
     from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.catalog.changelog import PricingChange
+    from meterline.pages import Pages
+    from meterline.pages.answers import PageAnswers
+    from meterline.ports import RateCards
     from meterline.services.apply_stripe_event import ApplyStripeEvent
     from meterline.services.authenticate import Authenticate
+    from meterline.services.authorize_usage import AuthorizeUsage
     from meterline.services.compare_usage import CompareUsage
     from meterline.services.emit_usage import EmitUsage
     from meterline.services.manage_customers import ManageCustomers
@@ -28,6 +34,8 @@ if TYPE_CHECKING:
     from meterline.services.report_usage import ReportUsage
     from meterline.services.set_limits import SetLimits
     from meterline.services.show_usage import ShowUsage
+    from meterline.services.sign_in import SignIn
+    from meterline.services.view_dashboard import ViewDashboard
 
 Environment = Mapping[str, str]
 
@@ -83,6 +91,42 @@ def authenticate_and_manage_customers(
     plans = DynamoPlans(wire, accounts_table)
     sync = SyncSubscriptions(accounts, subscriptions, plans)
     return Authenticate(accounts), ManageCustomers(accounts, accounts, sync, plans)
+
+
+def authenticate_and_authorize_usage(
+    environment: Environment,
+) -> tuple[Authenticate, AuthorizeUsage, RateCards]:
+    """What `authorize_usage` is made of."""
+    from meterline.adapters.dynamodb_accounts import DynamoAccounts
+    from meterline.adapters.dynamodb_budgets import DynamoBudgets
+    from meterline.adapters.dynamodb_catalog import DynamoPlans, DynamoRateCards
+    from meterline.adapters.dynamodb_controls import DynamoControls
+    from meterline.adapters.dynamodb_ledger import DynamoLedger
+    from meterline.adapters.dynamodb_totals import DynamoTotals
+    from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.catalog import load_meters
+    from meterline.services.authenticate import Authenticate
+    from meterline.services.authorize_usage import AuthorizeUsage
+    from meterline.services.measure_period import MeasurePeriod
+
+    wire = DynamoWire(pool_size=16)
+    accounts_table = require(environment, "ACCOUNTS_TABLE")
+    totals_table = require(environment, "TOTALS_TABLE")
+    return (
+        Authenticate(DynamoAccounts(wire, accounts_table)),
+        AuthorizeUsage(
+            DynamoControls(wire, accounts_table),
+            DynamoBudgets(wire, totals_table),
+            DynamoPlans(wire, accounts_table),
+            load_meters(),
+            MeasurePeriod(
+                # Only its counters are read.
+                DynamoTotals(wire, totals_table, emissions_table=""),
+                DynamoLedger(wire, require(environment, "EVENTS_TABLE")),
+            ),
+        ),
+        DynamoRateCards(wire, accounts_table),
+    )
 
 
 def project_usage(environment: Environment) -> ProjectUsage:
@@ -271,6 +315,56 @@ def _read_dashboards(
         SqsComparisons(
             AwsJsonWire("sqs", "AmazonSQS"), require(environment, "COMPARISONS_QUEUE_URL")
         ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Dashboard:
+    """What `serve_dashboard` is made of."""
+
+    pages: Pages
+    answers: PageAnswers
+    sign_in: SignIn
+    views: ViewDashboard
+    changelog: Sequence[PricingChange]
+
+
+def serve_dashboard(environment: Environment) -> Dashboard:
+    """What `serve_dashboard` is made of."""
+    from meterline.adapters.dynamodb_catalog import DynamoPlans
+    from meterline.adapters.dynamodb_ledger import DynamoLedger
+    from meterline.adapters.dynamodb_overviews import DynamoOverviews
+    from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.adapters.identity_sessions import IdentitySessions
+    from meterline.adapters.jwt_viewers import JwtViewers
+    from meterline.adapters.secrets_dashboard import SecretDashboard
+    from meterline.catalog import load_meters
+    from meterline.catalog.changelog import load_changelog
+    from meterline.pages import Pages
+    from meterline.pages.answers import PageAnswers
+    from meterline.services.export_events import ExportEvents
+    from meterline.services.set_limits import SetLimits
+    from meterline.services.sign_in import SignIn
+    from meterline.services.view_dashboard import ViewDashboard
+
+    wire, accounts_table = DynamoWire(), require(environment, "ACCOUNTS_TABLE")
+    overviews = DynamoOverviews(wire, accounts_table)
+    plans = DynamoPlans(wire, accounts_table)
+    secret = SecretDashboard(require(environment, "DASHBOARD_SECRET_ID"))
+    pages = Pages()
+    return Dashboard(
+        pages,
+        PageAnswers(pages, environment.get("FRAME_ORIGINS", "").split()),
+        SignIn(JwtViewers(secret), IdentitySessions(secret)),
+        ViewDashboard(
+            overviews,
+            _read_dashboards(environment, wire, overviews, plans),
+            SetLimits(overviews, plans, load_meters()),
+            ExportEvents(DynamoLedger(wire, require(environment, "EVENTS_TABLE"))),
+            plans,
+            load_meters(),
+        ),
+        load_changelog(),
     )
 
 

@@ -27,14 +27,19 @@ from meterline.errors import MeterlineError
 
 if TYPE_CHECKING:
     # Not every function needs them, and every function imports this module when it starts.
+    from meterline.domain.authorizations import Budget, Hold
+    from meterline.domain.controls import Standing
     from meterline.domain.customers import Customer, User
     from meterline.domain.dropped import DroppedUsage, DropReport
     from meterline.domain.limits import Limits
     from meterline.domain.measuring import HourSplit
+    from meterline.domain.meters import Meter
     from meterline.domain.overviews import BillingFacts, Overview, PastInvoice
     from meterline.domain.period_usage import Edge, UsageCounts
+    from meterline.domain.periods import Period
     from meterline.domain.pricing import Plan
     from meterline.domain.rating import RateCard
+    from meterline.domain.reconciliation import BatchRecord, Difference, HourKey
     from meterline.domain.sessions import Viewer
     from meterline.domain.subscriptions import Subscription
     from meterline.domain.webhooks import Notice
@@ -95,7 +100,8 @@ class CustomerAccounts(Protocol):
     ) -> Customer:
         """Create a customer or change the named fields of one; a None takes a field away.
 
-        Another `billing_customer` takes the subscription of the one before away with it.
+        Another `billing_customer` takes the subscription of the one before away with it. Raises
+        `BillingCustomerTakenError`.
         """
         ...
 
@@ -460,4 +466,112 @@ class AppSessions(Protocol):
         self, authorization: str | None, cookies: Mapping[str, str], now: datetime
     ) -> Viewer | None:
         """Who is signed in; None where nobody is. Raises `UnauthenticatedError`."""
+        ...
+
+
+class Budgets(Protocol):
+    """What each customer has used and holds of each meter, with conditions that keep limits."""
+
+    def get(self, customer: str, meter: str) -> Budget:
+        """The budget as it is; an empty one where there is none."""
+        ...
+
+    def reserve(
+        self,
+        customer: str,
+        meter: str,
+        period: Period,
+        serial: str,
+        hold: Hold,
+        *,
+        stop_sub_units: int,
+    ) -> int | None:
+        """Hold, if the budget is of this period and stays within the stop; what is then committed.
+
+        None when one of its conditions does not hold: then nothing is held.
+        """
+        ...
+
+    def give_back(self, customer: str, meter: str, holds: Mapping[str, Hold]) -> bool:
+        """Take holds away that are still as they were read; False when one is not."""
+        ...
+
+    def shrink(self, customer: str, meter: str, serial: str, before: Hold, after: Hold) -> bool:
+        """Give a part of a hold back; False when it is no longer as it was read."""
+        ...
+
+    def begin(self, customer: str, meter: str, before: Budget, period: Period, used: int) -> bool:
+        """Begin a period with what is counted of it; False when the budget changed meanwhile."""
+        ...
+
+
+class Controls(Protocol):
+    """All that says whether a customer may spend, in one read."""
+
+    def get_standing(self, customer: str) -> Standing | None:
+        """The customer, its subscription, limits and freeze; None where there is no customer."""
+        ...
+
+
+class BilledUsage(Protocol):
+    """What the billing layer counts, in sub-units; raises `BillingUnavailableError`."""
+
+    def total(self, billing_customer: str, meter: Meter, start: datetime, end: datetime) -> int:
+        """In a span of whole minutes."""
+        ...
+
+    def hours(
+        self, billing_customer: str, meter: Meter, start: datetime, end: datetime
+    ) -> Mapping[datetime, int]:
+        """In each hour of a span of whole hours that has any."""
+        ...
+
+
+class CountedHours(Protocol):
+    """The totals, hour by hour."""
+
+    def hours_between(
+        self, customer: str, meter: str, start: datetime, end: datetime
+    ) -> Mapping[datetime, int]:
+        """Sub-units of each hour that has any, read strongly consistently."""
+        ...
+
+
+class SendingRecords(Protocol):
+    """How far the sending of what the ledger holds is, batch by batch."""
+
+    def batches_since(
+        self, customer: str, meter: str, made_from: datetime
+    ) -> Iterable[BatchRecord]:
+        """Every batch that was made since then, read strongly consistently."""
+        ...
+
+    def reasons_of(
+        self, customer: str, meter: str, identifiers: Sequence[str]
+    ) -> Mapping[str, str]:
+        """The codes of the problems that are on record for these events."""
+        ...
+
+
+class Findings(Protocol):
+    """Differences between ledger and bill that are not gone yet."""
+
+    def open_hours(self, customer: str, meter: str) -> set[datetime]:
+        """The hours for which a difference is on record."""
+        ...
+
+    def put(self, difference: Difference, now: datetime) -> None:
+        """Keep a difference, in the place of what was known of that hour."""
+        ...
+
+    def close(self, key: HourKey, now: datetime) -> None:
+        """The hour agrees: the finding is history."""
+        ...
+
+
+class ParkedBatches(Protocol):
+    """What lies in the emission queue's dead-letter queue."""
+
+    def parked(self) -> frozenset[BatchDue]:
+        """The batches whose messages are there, without taking them out."""
         ...

@@ -2,8 +2,10 @@
 
 Partition key `pk` is `customer#meter`; sort keys and attributes:
 `day#<YYYY-MM-DD>` has `q` and `n` (sub-units and events of the day) and, for each hour that saw
-usage, `q00`..`q23` and `n00`..`n23`; `action#<day>#<bucket>` and `user#<day>#<bucket>` have
-`q:<name>` and `n:<name>` for each name in that bucket, and a name may be in several buckets.
+usage, `q00`..`q23` and `n00`..`n23`, and `counted_at`, its newest step; `action#<day>#<bucket>`
+and `user#<day>#<bucket>` have `q:<name>` and `n:<name>` for each name in that bucket, and a name
+may be in several buckets. `edge#<time>` is what lies before a period's start on its first day
+(`meterline.adapters.dynamodb_usage`).
 `split#<edge>` is how a period's edge cuts its hour (`meterline.domain.measuring`). A checkpoint
 is at pk `shard#<shard>`, sk `checkpoint`.
 
@@ -21,12 +23,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from zlib import crc32
 
+from meterline.adapters.dynamodb_budgets import DynamoBudgets, count_action, slot_of
 from meterline.adapters.dynamodb_emissions import batch_item, partition_key
 from meterline.adapters.dynamodb_wire import (
     DynamoWire,
     TransactionCanceledError,
     back_off_s,
 )
+from meterline.domain.authorizations import count_uses
 from meterline.domain.emission import HourTotal
 from meterline.domain.measuring import HourSplit
 from meterline.domain.projection import (
@@ -37,6 +41,7 @@ from meterline.domain.projection import (
     ShareKey,
     TotalsStep,
 )
+from meterline.domain.times import format_time
 from meterline.errors import StorageError, StorageUnavailableError
 from meterline.ports import CheckpointMovedError
 
@@ -60,6 +65,7 @@ class DynamoTotals:
         self._totals_table = totals_table
         self._emissions_table = emissions_table
         self._buckets = _ShareBuckets()
+        self._budgets = DynamoBudgets(wire, totals_table)
 
     def checkpoint(self, shard: str) -> Checkpoint:
         """How far the shard is counted, read strongly consistently. One read unit."""
@@ -88,7 +94,13 @@ class DynamoTotals:
                 sum(increment.events for increment in hours.values()),
             )
             counters = {"": total} | {f"{hour:02d}": more for hour, more in hours.items()}
-            actions.append(self._add(day.customer, day.meter, f"day#{day.day}", counters))
+            add = self._add(day.customer, day.meter, f"day#{day.day}", counters)
+            # Readers say as of when their numbers are.
+            add["Update"]["UpdateExpression"] = (
+                "SET counted_at = :at " + add["Update"]["UpdateExpression"]
+            )
+            add["Update"]["ExpressionAttributeValues"][":at"] = {"S": format_time(now)}
+            actions.append(add)
         buckets: dict[tuple[str, str, str], dict[str, Increment]] = {}
         for share, more in step.shares.items():
             sort_key = f"{share.kind}#{share.day}#{self._buckets.choose(share)}"
@@ -105,17 +117,34 @@ class DynamoTotals:
             }
             actions.append({"Put": put})
         for tries in range(1, _MAX_CONFLICTS + 1):
+            budgets = self._count_budgets(step, now)
             try:
-                self._wire.call("TransactWriteItems", {"TransactItems": actions})
+                self._wire.call("TransactWriteItems", {"TransactItems": [*actions, *budgets]})
             except TransactionCanceledError as error:
                 if error.reasons and error.reasons[0] == "ConditionalCheckFailed":
                     raise CheckpointMovedError(f"the checkpoint of {shard} moved") from None
-                if not error.is_conflict:
+                # A hold was given back, or a period began, since the budgets were read.
+                is_budget_changed = "ConditionalCheckFailed" in error.reasons[len(actions) :]
+                if not is_budget_changed and not error.is_conflict:
                     raise
                 time.sleep(back_off_s(tries))
             else:
                 return moved
         raise StorageUnavailableError(f"{_MAX_CONFLICTS} transactions of {shard} met others")
+
+    def _count_budgets(self, step: TotalsStep, now: datetime) -> list[dict[str, Any]]:
+        budgets = self._budgets.get_many(step.uses)
+        newest_slot = slot_of(int(now.timestamp()))
+        return [
+            count_action(
+                self._totals_table,
+                *pair,
+                budgets[pair],
+                count_uses(budgets[pair], uses),
+                newest_slot,
+            )
+            for pair, uses in step.uses.items()
+        ]
 
     def clear_pending(self, shard: str, checkpoint: Checkpoint) -> None:
         """Forget the hand-overs of `checkpoint`, unless it has moved since. One write unit."""

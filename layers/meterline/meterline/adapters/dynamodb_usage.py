@@ -1,0 +1,151 @@
+"""The `totals` table as the dashboard reads it: some weeks of one meter, and edges of periods.
+
+Three queries side by side, whatever the number of events behind the counters. An edge is kept at
+sk `edge#<time>` as JSON, with the number of events that it was made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date, datetime
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+from meterline.adapters.dynamodb_emissions import partition_key
+from meterline.adapters.dynamodb_wire import DynamoWire
+from meterline.domain.period_usage import Count, DayCount, Edge, Shares, UsageCounts
+from meterline.domain.times import format_time, parse_time
+
+_HOURS = [f"{hour:02d}" for hour in range(24)]
+_BEHIND_ALL = "~"
+"""Sorts behind every bucket's name."""
+
+
+class DynamoUsage:
+    """Keeps `meterline.ports.UsageCounters`."""
+
+    def __init__(self, wire: DynamoWire, table: str) -> None:
+        self._wire = wire
+        self._table = table
+        self._threads = ThreadPoolExecutor(4, "usage")
+
+    def read(
+        self,
+        customer: str,
+        meter: str,
+        *,
+        days_from: date,
+        shares_from: date,
+        until: date,
+        edge: datetime | None,
+    ) -> UsageCounts:
+        """Counters of days from `days_from`, shares from `shares_from`, both up to `until`.
+
+        Half a read unit for every 4 KB: eight weeks of days take about ten kilobytes a week, and
+        16 names of a day one. `edge` is the one to look for.
+        """
+        pk = partition_key(customer, meter)
+        days = self._threads.submit(self._read_days, pk, days_from, until)
+        actions = self._threads.submit(self._read_shares, pk, "action", shares_from, until)
+        users = self._threads.submit(self._read_shares, pk, "user", shares_from, until)
+        kept = self._read_edge(pk, edge) if edge is not None else None
+        return UsageCounts(
+            days.result(),
+            actions.result(),
+            users.result(),
+            {kept.at: kept} if kept is not None else {},
+        )
+
+    def keep_edge(self, customer: str, meter: str, edge: Edge) -> None:
+        """Remember an edge; the newest made stands."""
+        content = to_json(
+            {
+                "total": edge.total,
+                "actions": edge.actions,
+                "users": edge.users,
+                "hours_events": edge.hours_events,
+                "made_at": format_time(edge.made_at),
+            }
+        )
+        self._wire.call(
+            "PutItem",
+            {
+                "TableName": self._table,
+                "Item": {
+                    "pk": {"S": partition_key(customer, meter)},
+                    "sk": {"S": _edge_key(edge.at)},
+                    "edge": {"S": content.decode()},
+                },
+            },
+        )
+
+    def _read_days(self, pk: str, first: date, last: date) -> Mapping[date, DayCount]:
+        days = {}
+        for item in self._query(pk, f"day#{first}", f"day#{last}"):
+            hours = {
+                hour: _read_count(item, name)
+                for hour, name in enumerate(_HOURS)
+                if f"n{name}" in item
+            }
+            counted_at = parse_time(item["counted_at"]["S"]) if "counted_at" in item else None
+            day = date.fromisoformat(item["sk"]["S"][4:])
+            days[day] = DayCount(_read_count(item, ""), hours, counted_at)
+        return days
+
+    def _read_shares(self, pk: str, kind: str, first: date, last: date) -> Mapping[date, Shares]:
+        shares: dict[date, dict[str, Count]] = {}
+        head = len(kind) + 1
+        for item in self._query(pk, f"{kind}#{first}#", f"{kind}#{last}#{_BEHIND_ALL}"):
+            day = date.fromisoformat(item["sk"]["S"][head : head + 10])
+            of_day = shares.setdefault(day, {})
+            for attribute in item:
+                if attribute.startswith("q:"):
+                    name = attribute[2:]
+                    count = _read_count(item, f":{name}")
+                    before = of_day.get(name)
+                    of_day[name] = count if before is None else before.plus(count)
+        return shares
+
+    def _read_edge(self, pk: str, at: datetime) -> Edge | None:
+        answer = self._wire.call(
+            "GetItem",
+            {"TableName": self._table, "Key": {"pk": {"S": pk}, "sk": {"S": _edge_key(at)}}},
+        )
+        if "Item" not in answer:
+            return None
+        told = from_json(answer["Item"]["edge"]["S"])
+        return Edge(
+            at,
+            Count(*told["total"]),
+            {name: Count(*count) for name, count in told["actions"].items()},
+            {name: Count(*count) for name, count in told["users"].items()},
+            told["hours_events"],
+            parse_time(told["made_at"]),
+        )
+
+    def _query(self, pk: str, first: str, last: str) -> Iterator[Mapping[str, Any]]:
+        request: dict[str, Any] = {
+            "TableName": self._table,
+            "KeyConditionExpression": "pk = :pk AND sk BETWEEN :first AND :last",
+            "ExpressionAttributeValues": {
+                ":pk": {"S": pk},
+                ":first": {"S": first},
+                ":last": {"S": last},
+            },
+        }
+        while True:
+            answer = self._wire.call("Query", request)
+            yield from answer["Items"]
+            if "LastEvaluatedKey" not in answer:
+                return
+            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+
+
+def _edge_key(at: datetime) -> str:
+    return f"edge#{format_time(at)}"
+
+
+def _read_count(item: Mapping[str, Any], suffix: str) -> Count:
+    return Count(int(item[f"q{suffix}"]["N"]), int(item[f"n{suffix}"]["N"]))

@@ -1,0 +1,85 @@
+"""Export a customer's events: cut into files that one answer can hold, each in time order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+
+from meterline.domain.period_usage import DayCount, start_of_day
+from meterline.domain.periods import Period
+from meterline.domain.usage import LedgerEntry
+from meterline.ports import EventsInTime
+
+MAX_ROWS = 20_000
+"""Rows of a file: about 3 MB, and an answer of a function holds 6 MB (Lambda quotas)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportWindow:
+    """A span of time whose events fit into one file; `events` is how many are counted."""
+
+    start: datetime
+    end: datetime
+    events: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPart:
+    """The events of a span from its start on, and where the next part begins, if there is one."""
+
+    entries: tuple[LedgerEntry, ...]
+    next_start: datetime | None
+
+
+def plan_windows(
+    days: Mapping[date, DayCount], period: Period, max_rows: int = MAX_ROWS
+) -> tuple[ExportWindow, ...]:
+    """Cut a period at whole hours, so that each window counts at most `max_rows` events.
+
+    An hour with more than that is a window of its own; its file then has a next part.
+    """
+    windows: list[ExportWindow] = []
+    start, events, last = period.start, 0, period.start
+    for day, counts in sorted(days.items()):
+        for hour, count in sorted(counts.hours.items()):
+            at = start_of_day(day) + timedelta(hours=hour)
+            end = min(at + timedelta(hours=1), period.end)
+            if end <= period.start or at >= period.end or not count.events:
+                continue
+            if events and events + count.events > max_rows:
+                windows.append(ExportWindow(start, last, events))
+                start, events = last, 0
+            events += count.events
+            last = end
+    if events:
+        windows.append(ExportWindow(start, last, events))
+    return tuple(windows)
+
+
+class ExportEvents:
+    """Reads from the ledger itself, so that every row is an event as it was accepted."""
+
+    def __init__(self, ledger: EventsInTime, max_rows: int = MAX_ROWS) -> None:
+        self._ledger = ledger
+        self._max_rows = max_rows
+
+    def __call__(
+        self, customer: str, start: datetime, end: datetime, *, user: str | None = None
+    ) -> ExportPart:
+        """The events of [start, end), or only one `user`'s; as many as a file holds.
+
+        A part ends between two milliseconds, so that no event is in two parts or in none.
+        """
+        taken: list[LedgerEntry] = []
+        for entry in self._find(customer, start, end, user):
+            if len(taken) >= self._max_rows and entry.at > taken[-1].at:
+                return ExportPart(tuple(taken), entry.at)
+            taken.append(entry)
+        return ExportPart(tuple(taken), None)
+
+    def _find(
+        self, customer: str, start: datetime, end: datetime, user: str | None
+    ) -> Iterable[LedgerEntry]:
+        entries = self._ledger.events_between(customer, start, end)
+        return (entry for entry in entries if user is None or entry.user == user)
