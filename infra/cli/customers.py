@@ -1,25 +1,48 @@
-"""`customers`: the accounts that are billed, and their subscriptions brought up to date."""
+"""`customers`: the accounts that are billed, their subscriptions, and their next invoice."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
+import stripe
 from rich.console import Console
 from rich.progress import Progress
 
 from infra.cli.stack_access import open_stack, stack_option
-from infra.cli.stripe_access import read_key
+from infra.cli.stripe_access import open_client, read_key
 from meterline.adapters.dynamodb_accounts import DynamoAccounts
 from meterline.adapters.dynamodb_catalog import DynamoPlans
+from meterline.adapters.dynamodb_ledger import DynamoLedger
+from meterline.adapters.dynamodb_totals import DynamoTotals
 from meterline.adapters.stripe_subscriptions import StripeSubscriptions
-from meterline.domain.customers import Customer
+from meterline.catalog import load_meters
+from meterline.domain.currencies import to_main_unit
+from meterline.domain.customers import Account, Customer
 from meterline.errors import MeterlineError
+from meterline.services.measure_period import MeasurePeriod
+from meterline.services.preview_invoice import NothingToBillError, PreviewInvoice
 from meterline.services.sync_subscriptions import SyncSubscriptions
 
 _PAGE = 100
+
+
+def _stripe_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    options = (
+        click.option("--stripe-url", help="Another server that speaks Stripe's API."),
+        click.option(
+            "--key-file",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="Holds the key; otherwise STRIPE_API_KEY.",
+        ),
+        click.option("--live", is_flag=True, help="Needed with a live key."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 @click.group("customers")
@@ -45,13 +68,7 @@ def list_customers(stack_name: str) -> None:
 
 
 @command.command("sync")
-@click.option("--stripe-url", help="Another server that speaks Stripe's API, e.g. a local one.")
-@click.option(
-    "--key-file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Holds the key; otherwise STRIPE_API_KEY.",
-)
-@click.option("--live", is_flag=True, help="Needed with a live key.")
+@_stripe_options
 @click.argument("ids", nargs=-1)
 @stack_option
 def sync(
@@ -86,6 +103,54 @@ def sync(
         click.echo(f"  {customer}: {why}")
     if failed:
         raise click.ClickException("not every customer could be asked about; run it again")
+
+
+@command.command("preview")
+@_stripe_options
+@click.argument("customer")
+@stack_option
+def preview(
+    stack_name: str, customer: str, stripe_url: str | None, key_file: Path | None, *, live: bool
+) -> None:
+    """The customer's next invoice, as it is reckoned here and as Stripe previews it."""
+    key = read_key(key_file, live=live)
+    stack = open_stack(stack_name)
+    wire, table = stack.wire(), stack.table("Accounts")
+    accounts = DynamoAccounts(wire, table)
+    found = accounts.get_customer(customer)
+    if found is None:
+        raise click.UsageError(f"there is no customer {customer}")
+    account = Account(found, (), accounts.get_subscription(customer))
+    totals = DynamoTotals(wire, stack.table("Totals"), stack.table("Emissions"))
+    measure = MeasurePeriod(totals, DynamoLedger(wire, stack.table("Events")))
+    service = PreviewInvoice(measure, DynamoPlans(wire, table), load_meters())
+    try:
+        ours = service(account, datetime.now(UTC))
+    except NothingToBillError as error:
+        raise click.ClickException(str(error)) from error
+    assert account.subscription is not None  # Without one there is nothing to bill.
+    try:
+        theirs = open_client(key, stripe_url).v1.invoices.create_preview(
+            {"subscription": account.subscription.id}
+        )
+    except stripe.StripeError as error:
+        raise click.ClickException(f"Stripe: {error.user_message or error}") from error
+    currency = account.subscription.currency
+    click.echo(
+        f"{customer}: {ours.quantity:,f} {ours.plan.meter} since "
+        f"{ours.usage_period.start:%Y-%m-%dT%H:%M:%SZ}"
+    )
+    for line in ours.lines:
+        click.echo(
+            f"  {line.kind:<10} {line.quantity:>16,f} x {line.unit_amount_minor:f} = "
+            f"{to_main_unit(line.amount_minor, currency):,}"
+        )
+    click.echo(f"here   {to_main_unit(ours.total_minor, currency):,} {currency}")
+    click.echo(f"Stripe {to_main_unit(theirs.total, currency):,} {currency}")
+    if ours.total_minor != theirs.total:
+        raise click.ClickException(
+            "they differ: usage that is not counted or not sent yet, or items that only Stripe has"
+        )
 
 
 def _each_customer(accounts: DynamoAccounts) -> Iterator[Customer]:

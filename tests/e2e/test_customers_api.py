@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import stripe
+from click.testing import CliRunner
 
+from infra.cli.__main__ import main
 from infra.cli.billing_setup import Targets, apply, plan_changes, read_account
+from infra.local.stack import LocalStack
 from meterline.catalog import load_meters, load_plans
 from tests.e2e.conftest import STRIPE_KEY, Answer, Api
 
@@ -135,6 +139,45 @@ def test_a_put_brings_stripes_subscription_and_another_customer_takes_it_away(
     without = billing.v1.customers.create({"name": "Nobody"}).id
     assert api.put_customer(customer, billing_customer=without).told["subscription"] is None
     assert api.put_customer(customer).told["subscription"] is None
+
+
+def test_the_next_invoice_is_reckoned_here_as_stripe_previews_it(
+    api: Api,
+    billing: stripe.StripeClient,
+    stack: LocalStack,
+    stripe_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {**stack.environment(), "STRIPE_API_KEY": STRIPE_KEY}.items():
+        monkeypatch.setenv(name, value)
+    customer = unique("previewed")
+    billing_customer, _ = subscribe(billing)
+    put = api.put_customer(customer, billing_customer=billing_customer)
+    start = datetime.fromisoformat(put.told["subscription"]["current_period"]["start"])
+    events = [
+        {
+            "specversion": "1.0",
+            "id": str(place),
+            "source": "preview",
+            "type": "meterline.usage",
+            "subject": customer,
+            "time": (start + timedelta(milliseconds=ms)).isoformat(),
+            "data": {"meter": "credits", "quantity": quantity},
+        }
+        # The first is of the hour in which the period starts, and not of the period.
+        for place, (ms, quantity) in enumerate([(-1, "5000"), (0, "999.5"), (900, "1001.501")])
+    ]
+    assert api.report(*events).told["accepted"] == 3
+    command = ["customers", "preview", "--stack", "meterline-local", "--stripe-url", stripe_url]
+    deadline_s = time.monotonic() + 60
+    while True:
+        shown = CliRunner().invoke(main, [*command, customer])
+        if shown.exit_code == 0 and "2,001.001 credits" in shown.output:
+            break
+        assert time.monotonic() < deadline_s, shown.output
+    # 1,001.001 credits above the included 1,000, at half a cent each: 500.5005 cents.
+    assert "here   34.01 usd" in shown.output
+    assert "Stripe 34.01 usd" in shown.output
 
 
 def test_a_billing_customer_that_stripe_does_not_know_does_not_stop_the_put(api: Api) -> None:

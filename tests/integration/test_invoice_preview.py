@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -26,7 +27,7 @@ from infra.local.stripe_server.resources.meters import create_meter
 from infra.local.stripe_server.resources.products import create_price, create_product
 from infra.local.stripe_server.resources.subscriptions import create_subscription, preview_renewal
 from infra.local.stripe_server.usage import MeterEvent
-from meterline.catalog import load_meters
+from meterline.catalog import load_meters, load_plans
 from meterline.catalog.versions import Effective
 from meterline.domain.currencies import smallest_step_minor
 from meterline.domain.customers import Account, Customer
@@ -320,6 +321,45 @@ def test_a_period_within_one_hour_is_measured_too(minutes: tuple[int, int]) -> N
     events = [(hour + timedelta(minutes=minute), 10**place) for place, minute in enumerate(minutes)]
     books = Books([*events, (period.end - timedelta(milliseconds=1), 100)])
     assert MeasurePeriod(books, books)("acme", CREDITS, period, period.end + HOUR) == 101
+
+
+def test_a_plan_changes_its_meter_between_two_periods_and_never_within_one() -> None:
+    start = datetime(2026, 11, 3, 9, 41, 7, tzinfo=UTC)
+    end = datetime(2026, 12, 3, 9, 41, 7, tzinfo=UTC)
+    switch = datetime(2026, 11, 20, tzinfo=UTC)
+    old = load_plans()["pro"]
+    new = replace(old, meter="tokens", base_fee_minor=4900)
+    plans: Effective[Mapping[str, Plan]] = Effective(
+        [(start, {"pro": old}), (switch, {"pro": new})]
+    )
+    measured: list[str] = []
+
+    def measure(_customer: str, meter: Meter, _period: Period, _now: datetime) -> int:
+        measured.append(meter.id)
+        return 1_500 * meter.sub_units
+
+    known = replace(
+        History(1).subscription(),
+        status="active",
+        plan="pro",
+        currency="usd",
+        current=Period(start, end),
+        anchor=start,
+        interval=Interval.MONTH,
+        started_at=start,
+        cancel_at=None,
+        trial_start=None,
+        trial_end=None,
+    )
+    customer = Customer("acme", "Acme", None, "pro", "cus_1", start, start)
+    service = PreviewInvoice(measure, plans, load_meters())
+    during = service(Account(customer, (), known), switch + timedelta(days=1))
+    assert during.plan.meter == "credits"
+    assert [line.amount_minor for line in during.lines] == [0, 250, 4900]
+    after = service(Account(customer, (), known), end + timedelta(days=1))
+    assert after.usage_period.start == end
+    assert after.plan.meter == "tokens"
+    assert measured == ["credits", "tokens"]
 
 
 def test_what_has_nothing_to_bill_says_why() -> None:
