@@ -488,6 +488,9 @@ def _close_at_exit(meter: Meter) -> None:
     atexit.register(close)
 
 
+_closed_at_sigterm: weakref.WeakSet[Meter] = weakref.WeakSet()
+
+
 def _close_at_sigterm(meter: Meter) -> None:
     """Deliver before SIGTERM ends the process, where it would end at once otherwise.
 
@@ -495,18 +498,19 @@ def _close_at_sigterm(meter: Meter) -> None:
     """
     import signal
 
+    _closed_at_sigterm.add(meter)
     if threading.current_thread() is not threading.main_thread():
         return
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         return
-    reference = weakref.ref(meter)
 
     def handle(number: int, _: FrameType | None) -> None:
-        found = reference()
-        if found is not None:
-            # In a thread of its own: this one may hold a lock that closing needs.
-            closer = threading.Thread(target=found.close, daemon=True)
+        meters = list(_closed_at_sigterm)
+        # In threads of their own: this one may hold a lock that closing needs.
+        closers = [threading.Thread(target=found.close, daemon=True) for found in meters]
+        for closer in closers:
             closer.start()
+        for closer, found in zip(closers, meters, strict=True):
             closer.join(found.settings.close_timeout_s + 1)
         signal.signal(number, signal.SIG_DFL)
         sys.stdout.flush()

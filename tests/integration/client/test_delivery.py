@@ -55,13 +55,13 @@ PROGRAM = """
     from pathlib import Path
     from meterline_client import Meter, MeterSettings, acting_for
 
-    meter = Meter(MeterSettings(
+    meters = [Meter(MeterSettings(
         endpoint=sys.argv[1], api_key="test-key", source="tests", spool=Path(sys.argv[2]),
         linger_s=60.0,
-    ))
+    )) for _ in range(2)]
     with acting_for("acme"):
         for number in range(5):
-            with meter.measure(quantity=1, id=f"event-{number}"):
+            with meters[number % 2].measure(quantity=1, id=f"event-{number}"):
                 pass
     print("ready", flush=True)
 """
