@@ -81,4 +81,5 @@ class StreamReader:
             identifier=key.identifier,
             action=image["a"]["S"] if "a" in image else None,
             user=image["u"]["S"] if "u" in image else None,
+            authorization=image["h"]["S"] if "h" in image else None,
         )

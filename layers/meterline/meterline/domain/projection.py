@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -10,6 +10,7 @@ from operator import itemgetter
 from typing import NamedTuple
 from zlib import crc32
 
+from meterline.domain.authorizations import MAX_SETTLED, Use, find_serial
 from meterline.domain.emission import (
     BatchDue,
     EmissionBatch,
@@ -34,6 +35,7 @@ class ProjectedEvent(NamedTuple):
     identifier: str
     action: str | None
     user: str | None
+    authorization: str | None = None
 
 
 class DayKey(NamedTuple):
@@ -83,13 +85,17 @@ class TotalsStep:
     days: dict[DayKey, dict[int, Increment]] = field(default_factory=dict)
     """Per day, what is added to each hour (0 to 23)."""
     shares: dict[ShareKey, Increment] = field(default_factory=dict)
+    uses: dict[tuple[str, str], list[Use]] = field(default_factory=dict)
+    """What each customer's and meter's budget is to count."""
+    named: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """How many of those name an authorization."""
     batches: dict[tuple[str, str], list[EmissionEntry]] = field(default_factory=dict)
     hours_due: dict[tuple[str, str, str], None] = field(default_factory=dict)
 
     @property
     def item_count(self) -> int:
         """How many items the transaction writes, without the checkpoint."""
-        return len(self.days) + len(self.shares) + len(self.batches)
+        return len(self.days) + len(self.shares) + len(self.uses) + len(self.batches)
 
     def emission_batches(self) -> Iterator[EmissionBatch]:
         """The batches that this step makes."""
@@ -271,7 +277,10 @@ def _fits(
     step: TotalsStep, event: ProjectedEvent, mode: EmissionMode, max_items: int, max_entries: int
 ) -> bool:
     day, shares = _keys(event)
+    if event.authorization and step.named[event.customer, event.meter] >= MAX_SETTLED:
+        return False
     more = (day not in step.days) + sum(share not in step.shares for share in shares)
+    more += (event.customer, event.meter) not in step.uses
     if mode is EmissionMode.EVENT and event.sub_units:
         entries = step.batches.get((event.customer, event.meter))
         if entries is None:
@@ -287,6 +296,11 @@ def _count(step: TotalsStep, event: ProjectedEvent, mode: EmissionMode) -> None:
     hours[int(event.hour[11:13])].add(event.sub_units)
     for share in shares:
         step.shares.setdefault(share, Increment()).add(event.sub_units)
+    serial = find_serial(event.authorization, event.customer, event.meter)
+    step.named[event.customer, event.meter] += serial is not None
+    step.uses.setdefault((event.customer, event.meter), []).append(
+        Use(event.at_s, event.sub_units, serial)
+    )
     if not event.sub_units:
         return  # Nothing to bill: a sender may report an event of zero to keep a complete list.
     if mode is EmissionMode.EVENT:

@@ -35,6 +35,20 @@ TokenCount = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 MAX_ID_LENGTH = 200
 SenderText = Annotated[str, _text(MAX_ID_LENGTH)]
 Label = Annotated[str, _text(128)]
+ReportedUsage = Annotated[
+    dict[Annotated[str, _text(64)], TokenCount],
+    Field(
+        min_length=1,
+        max_length=16,
+        description="Tokens of each kind, and each token in one kind only: input_tokens, "
+        "output_tokens, cache_read_tokens, cache_write_tokens, cache_write_1h_tokens.",
+    ),
+]
+Quantity = (
+    Annotated[str, Field(max_length=82, json_schema_extra={"pattern": QUANTITY_PATTERN})]
+    | Annotated[int, Field(ge=0)]
+)
+"""A decimal string, or a whole number."""
 
 
 class EventData(BaseModel):
@@ -47,19 +61,9 @@ class EventData(BaseModel):
     action: Annotated[Label | None, Field(description="What the user did with the app.")] = None
     provider: Annotated[Label | None, Field(examples=["anthropic"])] = None
     model: Annotated[Label | None, Field(examples=["claude-sonnet-4-5"])] = None
-    usage: Annotated[
-        dict[Annotated[str, _text(64)], TokenCount] | None,
-        Field(
-            min_length=1,
-            max_length=16,
-            description="Tokens of each kind, and each token in one kind only: input_tokens, "
-            "output_tokens, cache_read_tokens, cache_write_tokens, cache_write_1h_tokens.",
-        ),
-    ] = None
+    usage: ReportedUsage | None = None
     quantity: Annotated[
-        Annotated[str, Field(max_length=82, json_schema_extra={"pattern": QUANTITY_PATTERN})]
-        | Annotated[int, Field(ge=0)]
-        | None,
+        Quantity | None,
         Field(description="In the meter's own unit, exact, no finer than its sub-unit."),
     ] = None
     cached: Annotated[
