@@ -118,6 +118,22 @@ def test_a_trial_cut_short_restarts_the_cycle_at_that_second(billed: Billed) -> 
     assert known.period_at(at("2026-02-10T12:00:00")) == Period(BEGIN, at("2026-02-10T12:00:01"))
 
 
+def test_an_upgrade_that_restarts_the_cycle_ends_the_old_period_at_that_second(
+    billed: Billed,
+) -> None:
+    made = billed.subscribe()
+    before = billed.reader.of(made.customer, NOW)
+    billed.advance(made.clock, at("2026-02-10T12:00:01"))
+    billed.client.v1.subscriptions.update(
+        made.id, {"billing_cycle_anchor": {"type": "now"}, "proration_behavior": "none"}
+    )
+    heard = billed.reader.of(made.customer, NOW)
+    assert heard is not None
+    known = follow(before, heard)
+    assert known.current == Period(at("2026-02-10T12:00:01"), at("2026-03-10T12:00:01"))
+    assert known.past == (Period(BEGIN, at("2026-02-10T12:00:01")),)
+
+
 def test_a_cancellation_is_seen_before_and_after_it_happens(billed: Billed) -> None:
     made = billed.subscribe()
     billed.client.v1.subscriptions.update(made.id, {"cancel_at_period_end": True})

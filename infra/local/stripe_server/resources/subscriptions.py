@@ -724,7 +724,8 @@ def update_subscription(account: Account, params: Params, subscription_id: str) 
     behavior = params.get("proration_behavior") or "create_prorations"
     if params.get("items"):
         change_items(account, subscription, params["items"], behavior, now)
-    if "trial_end" in params or params.get("billing_cycle_anchor") == "now":
+    anchor = params.get("billing_cycle_anchor") or {}
+    if "trial_end" in params or anchor.get("type") == "now":
         _restart_cycle(account, subscription, params, now)
     account.emit_update("customer.subscription.updated", "sub", subscription, before)
     if behavior == "always_invoice":

@@ -12,7 +12,9 @@ from meterline.catalog import CATALOG_DIR, InvalidCatalogError
 from meterline.domain.rating import TOKEN_KINDS, Rate, RateCard
 
 _MAX_RATE_DIGITS = 12
-"""With at most 10^12 tokens of a kind, a product then fits Decimal's default 28 digits exactly."""
+_MAX_RATE = 10**6
+_MAX_RATE_DECIMALS = 15
+"""So that every sum of credits is exact, see `meterline.domain.rating`."""
 
 
 def read_rate_card(text: str) -> RateCard:
@@ -66,4 +68,9 @@ def _read_number(value: object, where: str, kind: str) -> Decimal:
         raise InvalidCatalogError(f"{where}: {kind} must be a decimal string, not negative")
     if len(number.as_tuple().digits) > _MAX_RATE_DIGITS:
         raise InvalidCatalogError(f"{where}: {kind} has more than {_MAX_RATE_DIGITS} digits")
+    if number >= _MAX_RATE or -int(number.as_tuple().exponent) > _MAX_RATE_DECIMALS:
+        raise InvalidCatalogError(
+            f"{where}: {kind} must be below {_MAX_RATE} and have at most {_MAX_RATE_DECIMALS} "
+            "decimals"
+        )
     return number

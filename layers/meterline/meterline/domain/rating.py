@@ -6,12 +6,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from decimal import Decimal
+from decimal import Context, Decimal
 from fnmatch import translate
 
 from meterline.domain.meters import Meter
 from meterline.domain.quantities import admit_sub_units, round_to_sub_units
 from meterline.errors import RejectedEventError
+
+_EXACT = Context(prec=60)
+"""A card's rates have at most 21 decimals and 6 digits before them, tokens at most 13 digits: no
+sum of their products needs more than 41."""
 
 TOKEN_KINDS = (
     "input_tokens",
@@ -82,7 +86,7 @@ class RateCard:
                     "unknown_usage_kind",
                     f"The rate card has no rate for {kind} of {provider} {model}.",
                 )
-            total += rate * count
+            total = _EXACT.add(total, _EXACT.multiply(rate, Decimal(count)))
         return round_to_sub_units(total, meter)
 
 
