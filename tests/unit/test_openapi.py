@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -103,7 +104,7 @@ def test_every_route_of_the_functions_is_one_of_the_document() -> None:
                 and node.func.value.id == "app"
                 and node.func.attr in ("get", "put", "post", "delete", "patch")
             ):
-                path = str(read_literal(node.args[0])).replace("<customer_id>", "{id}")
+                path = re.sub(r"<\w+>", "{id}", str(read_literal(node.args[0])))
                 served.add(f"{node.func.attr.upper()} {path}")
     assert served == {f"{operation.method} {operation.path}" for operation in OPERATIONS}
 
