@@ -603,8 +603,11 @@ class World:
         self.around.local.clear_faults()
         self.report_until_answered()
         for shard in self.shards:
-            while self.deliver_records(shard=shard):
-                continue
+            for _ in range(200):
+                if not self.deliver_records(shard=shard):
+                    break
+            else:
+                raise AssertionError(f"{shard.id} stands still at {shard.position}")
         emitter = self.emitter()
         for _ in range(500):
             at = self.queue.next_visible_at()
