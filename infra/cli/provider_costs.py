@@ -12,6 +12,8 @@ from infra.cli.past_usage import PastEvent
 
 _CACHED = ("cache_read_tokens", "cache_write_tokens", "cache_write_1h_tokens")
 
+_STANDARD_TIERS = frozenset({None, "auto", "default", "standard"})
+
 
 class NoPriceError(LookupError):
     """The price list has nothing for the event, or nothing but zero; the message says which."""
@@ -34,6 +36,8 @@ class ProviderCosts:
             raise NoPriceError(known)
         try:
             cost = self._look_up(event, event.provider, event.model, event.at)
+        except NoPriceError:
+            raise
         except LookupError:
             why = f"no price for {event.provider} {event.model}"
             self._missing[event.provider, event.model] = why
@@ -64,7 +68,13 @@ class ProviderCosts:
                     model,
                     provider_id=provider,
                     genai_request_timestamp=at,
+                    price_context={"service_tier": event.tier} if event.tier else None,
                 )
             except (UserWarning, ValueError) as problem:
                 raise LookupError(str(problem)) from problem
+        if event.tier not in _STANDARD_TIERS:
+            variants = found.model.price_variants or ()
+            if not any(variant.when.get("service_tier") == event.tier for variant in variants):
+                # The list would answer with the standard price.
+                raise NoPriceError(f"no price for the {event.tier} tier of {provider} {model}")
         return found.total_price

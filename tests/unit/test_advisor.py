@@ -90,6 +90,17 @@ def test_what_the_price_list_does_not_know_is_set_aside_and_never_free(
             costs.of(event(**told))
 
 
+def test_a_tier_has_its_own_price_or_none() -> None:
+    costs = ProviderCosts()
+    standard = costs.of(event(of=("openai", "gpt-5"), input_tokens=1_000))
+    assert costs.of(event(of=("openai", "gpt-5"), input_tokens=1_000, tier="default")) == standard
+    assert costs.of(event(of=("openai", "gpt-5"), input_tokens=1_000, tier="flex")) < standard
+    assert costs.of(event(of=("openai", "gpt-5"), input_tokens=1_000, tier="priority")) > standard
+    with pytest.raises(NoPriceError, match="batch tier of openai gpt-5"):
+        costs.of(event(of=("openai", "gpt-5"), input_tokens=1_000, tier="batch"))
+    assert costs.of(event(of=("openai", "gpt-5"), input_tokens=1_000)) == standard
+
+
 def test_what_was_set_aside_is_listed_with_its_tokens() -> None:
     advice = judge(
         [
