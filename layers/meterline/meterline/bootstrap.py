@@ -15,12 +15,20 @@ from meterline.errors import ConfigurationError
 if TYPE_CHECKING:
     from meterline.adapters.dynamodb_catalog import DynamoPlans
     from meterline.adapters.dynamodb_overviews import DynamoOverviews
+    from meterline.adapters.dynamodb_sending_records import DynamoCountedHours
     from meterline.adapters.dynamodb_stream import StreamReader
     from meterline.adapters.dynamodb_wire import DynamoWire
     from meterline.catalog.changelog import PricingChange
     from meterline.pages import Pages
     from meterline.pages.answers import PageAnswers
-    from meterline.ports import RateCards
+    from meterline.ports import (
+        BilledUsage,
+        EmissionInbox,
+        EmissionQueue,
+        ParkedBatches,
+        RateCards,
+        RunCursor,
+    )
     from meterline.services.apply_stripe_event import ApplyStripeEvent
     from meterline.services.authenticate import Authenticate
     from meterline.services.authorize_usage import AuthorizeUsage
@@ -31,6 +39,8 @@ if TYPE_CHECKING:
     from meterline.services.portal_sessions import OpenPortalSession
     from meterline.services.project_usage import ProjectUsage
     from meterline.services.receive_stripe_webhook import ReceiveStripeWebhook
+    from meterline.services.reconcile_customers import ReconcileCustomers
+    from meterline.services.reconcile_usage import ReconcileUsage
     from meterline.services.report_usage import ReportUsage
     from meterline.services.set_limits import SetLimits
     from meterline.services.show_usage import ShowUsage
@@ -393,4 +403,84 @@ def compare_usage(environment: Environment) -> CompareUsage:
         ),
         DynamoPlans(wire, accounts_table),
         load_meters(),
+    )
+
+
+def reconcile_usage(environment: Environment) -> tuple[ReconcileCustomers, RunCursor]:
+    """What `reconcile_usage` is made of."""
+    import boto3
+
+    from meterline.adapters.dynamodb_accounts import DynamoAccounts
+    from meterline.adapters.dynamodb_books import DynamoRunCursor
+    from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.adapters.secrets_api_key import SecretApiKey
+    from meterline.adapters.sqs_emission import SqsEmissionInbox
+    from meterline.adapters.sqs_emission_queue import SqsEmissionQueue
+    from meterline.adapters.sqs_parked import SqsParked
+    from meterline.adapters.stripe_usage import StripeUsage
+    from meterline.catalog import load_meters
+    from meterline.services.reconcile_customers import ReconcileCustomers
+
+    wire = DynamoWire(pool_size=16)
+    accounts = DynamoAccounts(wire, require(environment, "ACCOUNTS_TABLE"))
+    queue_url = require(environment, "EMISSIONS_QUEUE_URL")
+    dead_url = require(environment, "EMISSIONS_DLQ_URL")
+    billed = StripeUsage(
+        SecretApiKey(require(environment, "STRIPE_SECRET_ID")),
+        api_base=environment.get("STRIPE_API_BASE") or None,
+    )
+    reconcile, counted = make_reconciliation(
+        wire,
+        events_table=require(environment, "EVENTS_TABLE"),
+        totals_table=require(environment, "TOTALS_TABLE"),
+        emissions_table=require(environment, "EMISSIONS_TABLE"),
+        books_table=require(environment, "BOOKS_TABLE"),
+        billed=billed,
+        parked=SqsParked(dead_url, boto3.client("sqs")),
+        queue=SqsEmissionQueue(queue_url),
+        inbox=SqsEmissionInbox(queue_url, dead_url),
+    )
+    return (
+        ReconcileCustomers(accounts, accounts, counted, reconcile, load_meters()),
+        DynamoRunCursor(wire, require(environment, "BOOKS_TABLE"), "reconcile_usage"),
+    )
+
+
+def make_reconciliation(
+    wire: DynamoWire,
+    *,
+    events_table: str,
+    totals_table: str,
+    emissions_table: str,
+    books_table: str,
+    billed: BilledUsage,
+    parked: ParkedBatches,
+    queue: EmissionQueue,
+    inbox: EmissionInbox,
+) -> tuple[ReconcileUsage, DynamoCountedHours]:
+    """The comparison of one customer, for the function and for the operator's command."""
+    from meterline.adapters.dynamodb_books import DynamoDroppedUsages, DynamoFindings
+    from meterline.adapters.dynamodb_emissions import DynamoEmissions
+    from meterline.adapters.dynamodb_ledger import DynamoLedger
+    from meterline.adapters.dynamodb_sending_records import (
+        DynamoCountedHours,
+        DynamoSendingRecords,
+    )
+    from meterline.services.reconcile_usage import ReconcileUsage
+
+    counted = DynamoCountedHours(wire, totals_table)
+    return (
+        ReconcileUsage(
+            counted,
+            billed,
+            DynamoLedger(wire, events_table),
+            DynamoSendingRecords(wire, emissions_table),
+            DynamoDroppedUsages(wire, books_table),
+            parked,
+            DynamoFindings(wire, books_table),
+            DynamoEmissions(wire, emissions_table),
+            queue,
+            inbox,
+        ),
+        counted,
     )

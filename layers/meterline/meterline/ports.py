@@ -281,6 +281,10 @@ class EmissionStore(Protocol):
         """Write how far it got, and at most 90 problems; the same with its new version."""
         ...
 
+    def keep_batch(self, due: BatchDue) -> None:
+        """A problem of the batch is open: keep it for as long as it takes."""
+        ...
+
     def expire_batch(self, due: BatchDue, now: datetime) -> None:
         """The batch is settled: let it go after the time for which evidence is kept."""
         ...
@@ -574,4 +578,24 @@ class ParkedBatches(Protocol):
 
     def parked(self) -> frozenset[BatchDue]:
         """The batches whose messages are there, without taking them out."""
+        ...
+
+
+class MetersInUse(Protocol):
+    """Which meters of a customer count anything."""
+
+    def has_usage(self, customer: str, meter: str, start: datetime, end: datetime) -> bool:
+        """Whether the totals hold anything of that meter in the span."""
+        ...
+
+
+class RunCursor(Protocol):
+    """Where a scheduled run that ran out of time is to go on."""
+
+    def read(self) -> str | None:
+        """The place; None for the beginning."""
+        ...
+
+    def write(self, place: str | None) -> None:
+        """The next run begins there."""
         ...

@@ -58,6 +58,8 @@ class Tables:
     totals: str
     emissions: str
     accounts: str
+    inbox: str
+    books: str
 
 
 @dataclass
@@ -82,7 +84,7 @@ class Store:
         suffix = next(_serial)
         client = self.client()
         names = {}
-        for kind in ("events", "totals", "emissions", "accounts"):
+        for kind in ("events", "totals", "emissions", "accounts", "inbox", "books"):
             names[kind] = f"{kind}-{os.getpid()}-{suffix}"
             client.create_table(**_define_table(f"{kind.title()}Table", names[kind]))
         for name in names.values():

@@ -9,14 +9,16 @@ sparse index `by_kind`: open findings, invoices that are held.
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from meterline.adapters.dynamodb_wire import DynamoWire, Item, back_off_s
 from meterline.domain.dropped import DroppedUsage
-from meterline.domain.times import format_time
+from meterline.domain.reconciliation import Cause, Difference, Explanation, HourKey
+from meterline.domain.times import format_time, parse_time
 from meterline.errors import StorageUnavailableError
 
 KEPT_FOR = timedelta(days=400)
@@ -45,7 +47,7 @@ class DynamoDroppedUsages:
                         "code": {"S": sample.code},
                         "message": {"S": sample.message},
                         "reported_at": {"S": format_time(now)},
-                        "expires_at": {"N": str(int((now + KEPT_FOR).timestamp()))},
+                        "expires_at": expiry(now),
                     },
                 },
             )
@@ -62,6 +64,147 @@ class DynamoDroppedUsages:
                 name = item["pk"]["S"].removeprefix("dropped#")
                 found[name] = DroppedUsage(name, item["code"]["S"], item["message"]["S"])
         return found
+
+
+class DynamoFindings:
+    """Keeps `meterline.ports.Findings`. Raises StorageUnavailableError."""
+
+    def __init__(self, wire: DynamoWire, table: str) -> None:
+        self._wire = wire
+        self._table = table
+
+    def open_hours(self, customer: str, meter: str) -> set[datetime]:
+        """The hours of open findings."""
+        request: dict[str, Any] = {
+            "TableName": self._table,
+            "KeyConditionExpression": "pk = :pk",
+            "FilterExpression": "attribute_exists(kind)",
+            "ExpressionAttributeValues": {":pk": {"S": _finding_pk(customer, meter)}},
+            "ConsistentRead": True,
+        }
+        return {parse_time(item["sk"]["S"]) for item in query_pages(self._wire, request)}
+
+    def put(self, difference: Difference, now: datetime) -> None:
+        """Keep a difference. One write unit per kilobyte."""
+        key = difference.key
+        self._wire.call(
+            "UpdateItem",
+            {
+                "TableName": self._table,
+                "Key": _finding_key(key),
+                "UpdateExpression": (
+                    "SET kind = :kind, #at = if_not_exists(#at, :now), last_seen = :now, "
+                    "customer = :customer, meter = :meter, local_sub_units = :local, "
+                    "billed_sub_units = :billed, explanations = :explanations "
+                    "REMOVE closed_at, expires_at"
+                ),
+                "ExpressionAttributeNames": {"#at": "at"},
+                "ExpressionAttributeValues": {
+                    ":kind": {"S": "finding"},
+                    ":now": {"S": format_time(now)},
+                    ":customer": {"S": key.customer},
+                    ":meter": {"S": key.meter},
+                    # As text: DynamoDB's numbers end at 38 digits.
+                    ":local": {"S": str(difference.local_sub_units)},
+                    ":billed": {"S": str(difference.billed_sub_units)},
+                    ":explanations": {"S": _write_explanations(difference)},
+                },
+            },
+        )
+
+    def close(self, key: HourKey, now: datetime) -> None:
+        """Take the finding out of the list; it stays as a record for `KEPT_FOR`."""
+        self._wire.call(
+            "UpdateItem",
+            {
+                "TableName": self._table,
+                "Key": _finding_key(key),
+                "UpdateExpression": "SET closed_at = :now, expires_at = :expires REMOVE kind",
+                "ExpressionAttributeValues": {
+                    ":now": {"S": format_time(now)},
+                    ":expires": expiry(now),
+                },
+            },
+        )
+
+    def list_open(self) -> Iterator[Difference]:
+        """Every open finding, oldest first; read from the index, so a moment late."""
+        request = {
+            "TableName": self._table,
+            "IndexName": "by_kind",
+            "KeyConditionExpression": "kind = :kind",
+            "ExpressionAttributeValues": {":kind": {"S": "finding"}},
+        }
+        for item in query_pages(self._wire, request):
+            key = HourKey(item["customer"]["S"], item["meter"]["S"], parse_time(item["sk"]["S"]))
+            yield Difference(
+                key,
+                int(item["local_sub_units"]["S"]),
+                int(item["billed_sub_units"]["S"]),
+                _read_explanations(item["explanations"]["S"]),
+            )
+
+
+class DynamoRunCursor:
+    """Keeps `meterline.ports.RunCursor` at pk `run#<name>`."""
+
+    def __init__(self, wire: DynamoWire, table: str, name: str) -> None:
+        self._wire = wire
+        self._table = table
+        self._key: Item = {"pk": {"S": f"run#{name}"}, "sk": {"S": "cursor"}}
+
+    def read(self) -> str | None:
+        """The place; None for the beginning."""
+        answer = self._wire.call("GetItem", {"TableName": self._table, "Key": self._key})
+        place = answer.get("Item", {}).get("place", {}).get("S")
+        return None if place is None else str(place)
+
+    def write(self, place: str | None) -> None:
+        """The next run begins there."""
+        item = self._key if place is None else {**self._key, "place": {"S": place}}
+        self._wire.call("PutItem", {"TableName": self._table, "Item": item})
+
+
+def _finding_pk(customer: str, meter: str) -> str:
+    return f"finding#{customer}#{meter}"
+
+
+def _finding_key(key: HourKey) -> Item:
+    return {
+        "pk": {"S": _finding_pk(key.customer, key.meter)},
+        "sk": {"S": format_time(key.hour)},
+    }
+
+
+def _write_explanations(difference: Difference) -> str:
+    rows = [
+        [each.cause, str(each.sub_units), each.events, each.reason, list(each.identifiers)]
+        for each in difference.explanations
+    ]
+    return json.dumps(rows, separators=(",", ":"))
+
+
+def _read_explanations(text: str) -> list[Explanation]:
+    return [
+        Explanation(Cause(cause), int(sub_units), events, reason, tuple(identifiers))
+        for cause, sub_units, events, reason, identifiers in json.loads(text)
+    ]
+
+
+def expiry(now: datetime) -> dict[str, str]:
+    """The `expires_at` of what is written now and is history."""
+    return {"N": str(int((now + KEPT_FOR).timestamp()))}
+
+
+def query_pages(wire: DynamoWire, request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """All items of a query, page by page."""
+    page = dict(request)
+    while True:
+        answer = wire.call("Query", page)
+        yield from answer["Items"]
+        if "LastEvaluatedKey" not in answer:
+            return
+        page["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
 
 
 def read_many(wire: DynamoWire, table: str, keys: Sequence[Item]) -> list[dict[str, Any]]:

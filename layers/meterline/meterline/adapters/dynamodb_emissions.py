@@ -48,7 +48,8 @@ def partition_key(customer: str, meter: str) -> str:
 def batch_item(batch: EmissionBatch, made_at: datetime) -> Item:
     """The item of a new batch of 1 to `MAX_ENTRIES` entries, for a `Put` in TransactWriteItems.
 
-    It has no time to live: the emitter sets one when every entry is settled.
+    It comes with its time to live, which spares an update of every batch; the emitter takes it
+    away while a problem of the batch is open.
     """
     if not 0 < len(batch.entries) <= MAX_ENTRIES:
         raise ValueError(f"a batch has 1 to {MAX_ENTRIES} entries, not {len(batch.entries)}")
@@ -58,6 +59,7 @@ def batch_item(batch: EmissionBatch, made_at: datetime) -> Item:
         "entries": {"B": base64.b64encode(pack_entries(batch.entries)).decode()},
         "count": {"N": str(len(batch.entries))},
         "made_at": {"S": made_at.astimezone(UTC).isoformat()},
+        "expires_at": _expiry(made_at),
     }
 
 
@@ -96,7 +98,7 @@ def unpack_entries(packed: bytes) -> list[EmissionEntry]:
 
 
 class DynamoEmissions:
-    """The `emissions` table as the emitter's store. Errors: StorageUnavailableError, StorageError."""
+    """The `emissions` table as the emitter's store; StorageUnavailableError, StorageError."""
 
     def __init__(self, wire: DynamoWire, table: str) -> None:
         self._wire = wire
@@ -112,7 +114,7 @@ class DynamoEmissions:
             entries = unpack_entries(base64.b64decode(item["entries"]["B"]))
             batch = EmissionBatch(due.customer, due.meter, due.batch, entries)
         sending = found.get(f"send#{due.batch}")
-        return batch, None if sending is None else _read_batch_sending(sending)
+        return batch, None if sending is None else read_batch_sending(sending)
 
     def save_batch(
         self, due: BatchDue, sending: BatchSending, *, opened: Sequence[Problem], now: datetime
@@ -124,6 +126,10 @@ class DynamoEmissions:
             item["expires_at"] = _expiry(now)
         self._save(due, item, sending.version, opened, now)
         return saved
+
+    def keep_batch(self, due: BatchDue) -> None:
+        """Take the batch's time to live away, for as long as a problem of it is open."""
+        self._update_existing(_key(due, f"batch#{due.batch}"), "REMOVE expires_at", {})
 
     def expire_batch(self, due: BatchDue, now: datetime) -> None:
         """Set the batch's time to live."""
@@ -244,17 +250,16 @@ class DynamoEmissions:
         }
 
     def _update_existing(self, key: Item, expression: str, values: Mapping[str, Any]) -> None:
+        update: dict[str, Any] = {
+            "TableName": self._table,
+            "Key": key,
+            "UpdateExpression": expression,
+            "ConditionExpression": "attribute_exists(pk)",
+        }
+        if values:
+            update["ExpressionAttributeValues"] = dict(values)
         try:
-            self._wire.call(
-                "UpdateItem",
-                {
-                    "TableName": self._table,
-                    "Key": key,
-                    "UpdateExpression": expression,
-                    "ConditionExpression": "attribute_exists(pk)",
-                    "ExpressionAttributeValues": dict(values),
-                },
-            )
+            self._wire.call("UpdateItem", update)
         except StorageError as error:
             if error.code != _CONDITION_FAILED:
                 raise
@@ -299,7 +304,8 @@ def _write_batch_sending(sending: BatchSending) -> Item:
     return item
 
 
-def _read_batch_sending(item: Item) -> BatchSending:
+def read_batch_sending(item: Mapping[str, Any]) -> BatchSending:
+    """Read a `send#<id>` item."""
     intent = None
     if "intent" in item:
         intent = Intent(*(int(part) for part in item["intent"]["S"].split(":")))

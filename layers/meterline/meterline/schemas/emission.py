@@ -74,6 +74,12 @@ def decode_due(body: str) -> tuple[EmissionDue, bool]:
     return HourDue(message.customer, message.meter, to_hour(message.hour)), parked
 
 
+def read_reason(body: str) -> tuple[str, str]:
+    """Why a message was parked: code and message, empty if it never was."""
+    message = _MESSAGE.validate_json(body)
+    return message.parked_for or "", message.parked_message or ""
+
+
 def to_hour(at: datetime) -> datetime:
     """The start of the UTC hour that holds `at`."""
     return at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)

@@ -1,0 +1,114 @@
+"""How far sending is, batch by batch, and what each hour counts: what a reconciliation reads.
+
+It reads a customer's batches of a stretch of time as a whole, which costs a read unit for every
+8 KB (some 280 events). That is done only where the two counts differ.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from meterline.adapters.dynamodb_books import KEYS_PER_GET, query_pages, read_many
+from meterline.adapters.dynamodb_emissions import (
+    partition_key,
+    read_batch_sending,
+    unpack_entries,
+)
+from meterline.adapters.dynamodb_wire import DynamoWire, Item
+from meterline.domain.emission import BatchDue
+from meterline.domain.reconciliation import BatchRecord
+
+
+class DynamoSendingRecords:
+    """Keeps `meterline.ports.SendingRecords` on the `emissions` table."""
+
+    def __init__(self, wire: DynamoWire, table: str) -> None:
+        self._wire = wire
+        self._table = table
+
+    def batches_since(
+        self, customer: str, meter: str, made_from: datetime
+    ) -> Iterator[BatchRecord]:
+        """Every batch made since then, with how far it is sent, read strongly consistently."""
+        pk = partition_key(customer, meter)
+        # Batches first: the state of a batch is never read before the batch itself.
+        made = list(self._query(pk, "batch#", made_from))
+        sendings = {item["sk"]["S"][5:]: item for item in self._query(pk, "send#")}
+        for item in made:
+            name = item["sk"]["S"].removeprefix("batch#")
+            sending = sendings.get(name)
+            yield BatchRecord(
+                BatchDue(customer, meter, name),
+                unpack_entries(base64.b64decode(item["entries"]["B"])),
+                datetime.fromisoformat(item["made_at"]["S"]),
+                None if sending is None else read_batch_sending(sending),
+            )
+
+    def reasons_of(
+        self, customer: str, meter: str, identifiers: Sequence[str]
+    ) -> Mapping[str, str]:
+        """The codes of problems by identifier."""
+        pk = partition_key(customer, meter)
+        found = {}
+        for start in range(0, len(identifiers), KEYS_PER_GET):
+            keys: list[Item] = [
+                {"pk": {"S": pk}, "sk": {"S": f"problem#{name}"}}
+                for name in identifiers[start : start + KEYS_PER_GET]
+            ]
+            for item in read_many(self._wire, self._table, keys):
+                found[item["identifier"]["S"]] = item["code"]["S"]
+        return found
+
+    def _query(
+        self, pk: str, prefix: str, made_from: datetime | None = None
+    ) -> Iterator[Mapping[str, Any]]:
+        request: dict[str, Any] = {
+            "TableName": self._table,
+            "KeyConditionExpression": "pk = :pk AND begins_with(sk, :prefix)",
+            "ExpressionAttributeValues": {":pk": {"S": pk}, ":prefix": {"S": prefix}},
+            "ConsistentRead": True,
+        }
+        if made_from is not None:
+            request["FilterExpression"] = "made_at >= :made_from"
+            request["ExpressionAttributeValues"][":made_from"] = {
+                "S": made_from.astimezone(UTC).isoformat()
+            }
+        yield from query_pages(self._wire, request)
+
+
+class DynamoCountedHours:
+    """Keeps `CountedHours` and `MetersInUse` of `meterline.ports` on the `totals` table."""
+
+    def __init__(self, wire: DynamoWire, table: str) -> None:
+        self._wire = wire
+        self._table = table
+
+    def hours_between(
+        self, customer: str, meter: str, start: datetime, end: datetime
+    ) -> Mapping[datetime, int]:
+        """Sub-units of each hour in [start, end), both on the hour; a month is about ten units."""
+        request = {
+            "TableName": self._table,
+            "KeyConditionExpression": "pk = :pk AND sk BETWEEN :first AND :last",
+            "ExpressionAttributeValues": {
+                ":pk": {"S": partition_key(customer, meter)},
+                ":first": {"S": f"day#{start:%Y-%m-%d}"},
+                ":last": {"S": f"day#{end - timedelta(seconds=1):%Y-%m-%d}"},
+            },
+            "ConsistentRead": True,
+        }
+        found: dict[datetime, int] = {}
+        for item in query_pages(self._wire, request):
+            day = datetime.fromisoformat(item["sk"]["S"].removeprefix("day#")).replace(tzinfo=UTC)
+            for hour in range(24):
+                at = day + timedelta(hours=hour)
+                if f"q{hour:02d}" in item and start <= at < end:
+                    found[at] = int(item[f"q{hour:02d}"]["N"])
+        return found
+
+    def has_usage(self, customer: str, meter: str, start: datetime, end: datetime) -> bool:
+        """Whether any day of the span counts anything."""
+        return bool(self.hours_between(customer, meter, start, end))
