@@ -159,7 +159,7 @@ class FakeStore:
     sendings: dict[BatchDue, BatchSending] = field(default_factory=dict)
     hours: dict[HourDue, HourSending] = field(default_factory=dict)
     problems: dict[str, Problem] = field(default_factory=dict)
-    expired: set[BatchDue] = field(default_factory=set)
+    kept: set[BatchDue] = field(default_factory=set)
     saves: int = 0
 
     def load_batch(self, due: BatchDue) -> tuple[EmissionBatch | None, BatchSending | None]:
@@ -177,8 +177,11 @@ class FakeStore:
         self.problems |= {problem.identifier: problem for problem in opened}
         return self.sendings[due]
 
+    def keep_batch(self, due: BatchDue) -> None:
+        self.kept.add(due)
+
     def expire_batch(self, due: BatchDue, now: datetime) -> None:
-        self.expired.add(due)
+        self.kept.discard(due)
 
     def load_hour(self, due: HourDue) -> HourSending:
         return self.hours.get(due, HourSending())

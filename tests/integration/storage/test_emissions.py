@@ -202,6 +202,8 @@ def test_only_what_is_settled_is_let_go(store: Store, customer: str) -> None:
     emissions = store.emissions()
     saved = emissions.save_batch(due, BatchSending("sr", done=True), opened=[], now=NOW)
     assert "expires_at" not in read_item(store, customer, "credits", "send#b1")
+    assert read_item(store, customer, "credits", "batch#b1")["expires_at"] == {"N": str(EXPIRY_S)}
+    emissions.keep_batch(due)
     assert "expires_at" not in read_item(store, customer, "credits", "batch#b1")
     emissions.expire_batch(due, NOW)
     emissions.save_batch(due, replace(saved, progress="sl"), opened=[], now=NOW)

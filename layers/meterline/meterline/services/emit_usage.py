@@ -458,8 +458,9 @@ class _BatchRun:
                 code=Lapse.REFUSED if refused else Lapse.UNKNOWN,
                 message=f"{refused} refused, {unknown} unknown, of {len(self._batch.entries)}",
             )
+            self._job.store.keep_batch(self._due)
             self._sending = replace(self._sending, parks=self._sending.parks + 1)
-        else:
+        elif self._sending.parks:
             self._job.store.expire_batch(self._due, self._job.now())
         self._save(replace(self._sending, done=True, intent=None))
 
