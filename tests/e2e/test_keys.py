@@ -10,7 +10,6 @@ import pytest
 
 from infra.local.stack import REPOSITORY, LocalStack
 
-
 _STACK = ("--stack", "meterline-local")
 
 
