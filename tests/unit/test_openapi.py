@@ -56,6 +56,8 @@ def read_problem_codes() -> set[tuple[str, int]]:
             code, _message, status = [*literals, 400][:3]
             assert isinstance(code, str), "a code must stand where it can be found"
             found.add((code, status))
+    for _, arguments in find_calls("InvalidLimitError"):
+        found.add((read_literal(arguments[1]), 422))
     return found
 
 
@@ -137,7 +139,7 @@ def test_every_example_is_what_its_schema_says() -> None:
             errors = list(resolve(told["schema"]).iter_errors(example["value"]))
             assert not errors, f"{where} {name}: {errors[0].message}"
             checked += 1
-    assert checked == 11
+    assert checked == 26
 
 
 def test_every_example_of_a_body_is_read() -> None:

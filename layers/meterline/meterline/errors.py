@@ -63,3 +63,11 @@ class RejectedEventError(MeterlineError):
 
 class SupersededError(MeterlineError):
     """Another run saved its state in between: what we were about to save is stale."""
+
+
+class UnreadablePageCallError(MeterlineError):
+    """A call of a page cannot be read. People see the message, so there is no code."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status

@@ -16,10 +16,10 @@ from aws_lambda_powertools.utilities.data_classes import APIGatewayProxyEventV2
 
 from meterline.errors import (
     ForbiddenError,
-    InvalidRequestError,
     NotFoundError,
     StorageUnavailableError,
     UnauthenticatedError,
+    UnreadablePageCallError,
 )
 from meterline.pages import Pages
 from meterline.schemas.portal import find_origin
@@ -139,7 +139,7 @@ def make_pages_app(logger: Logger, pages: Pages, answers: PageAnswers) -> APIGat
         NoSuchRouteError: lambda _: answers.page(
             pages.draw_told("Not found", "There is nothing at this address."), status=404
         ),
-        InvalidRequestError: lambda error: answers.page(
+        UnreadablePageCallError: lambda error: answers.page(
             pages.draw_told("That cannot be read", str(error)), status=error.status
         ),
         StorageUnavailableError: explain_unavailable,
@@ -168,7 +168,7 @@ def find_session(event: APIGatewayProxyEventV2) -> str | None:
 
 
 def read_form(event: APIGatewayProxyEventV2) -> Mapping[str, str]:
-    """A form that one of our pages sent; raises `InvalidRequestError` or `ForbiddenError`."""
+    """A form that one of our pages sent; raises `UnreadablePageCallError` or `ForbiddenError`."""
     origin = event.headers.get("origin")
     if origin is not None and origin != find_origin(event):
         raise ForbiddenError("This form was sent from another site.")
@@ -176,14 +176,14 @@ def read_form(event: APIGatewayProxyEventV2) -> Mapping[str, str]:
         raise ForbiddenError("This form was sent from another site.")
     content_type = (event.headers.get("content-type") or "").partition(";")[0].strip().lower()
     if content_type != _FORM_TYPE:
-        raise InvalidRequestError("unsupported_media_type", "Send a form.", status=415)
+        raise UnreadablePageCallError("Send a form.", 415)
     body = event.decoded_body or ""
     if len(body) > _MAX_FORM_CHARS:
-        raise InvalidRequestError("body_too_large", "The form is too large.", status=413)
+        raise UnreadablePageCallError("The form is too large.", 413)
     try:
         fields = parse_qsl(body, keep_blank_values=True, max_num_fields=20, errors="strict")
     except ValueError:
-        raise InvalidRequestError("invalid_form", "The form cannot be read.") from None
+        raise UnreadablePageCallError("The form cannot be read.") from None
     return dict(fields)
 
 

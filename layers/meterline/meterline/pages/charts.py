@@ -41,6 +41,7 @@ def draw_days(
         height=220 if narrow else 240,
         margin=4,
         margin_top=10,
+        margin_left=4 + 7 * max(len(label["label"]) for label in labels),
         show_legend=False,
         js=[],
         css=[],

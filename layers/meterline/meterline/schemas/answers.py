@@ -6,7 +6,7 @@ where every microsecond is paid for.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -105,6 +105,215 @@ class CustomerPage(BaseModel):
     next_cursor: Annotated[
         str | None, Field(description="The `cursor` of the page behind this one; null: it ends.")
     ]
+
+
+class MoneyAnswer(BaseModel):
+    """An amount in minor units of its currency."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    amount_minor: int
+    currency: Annotated[str, Field(pattern=r"^[a-z]{3}$")]
+
+
+Quantity = Annotated[str, Field(pattern=r"^-?[0-9]+(\.[0-9]+)?$", description="Exact, decimal.")]
+
+
+class QuantityAnswer(BaseModel):
+    """A quantity of the plan's meter."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    quantity: Quantity
+
+
+class LimitsAnswer(BaseModel):
+    """A customer's limits. An amount stands for the whole bill of a period."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    warn_at: MoneyAnswer | QuantityAnswer | None
+    stop_at: MoneyAnswer | QuantityAnswer | None
+    block_overage: bool
+    warns_at_quantity: Annotated[
+        Quantity | None, Field(description="What warn_at comes to on the plan as it is now.")
+    ]
+    stops_at_quantity: Annotated[
+        Quantity | None, Field(description="The least of what stops billable usage.")
+    ]
+    changed_at: datetime | None
+    changed_by: str | None
+
+
+class CostAnswer(BaseModel):
+    """What a period costs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    base_fee: MoneyAnswer
+    overage: MoneyAnswer
+    total: MoneyAnswer
+
+
+class OutlookAnswer(CostAnswer):
+    """What a period may come to, and what that costs."""
+
+    quantity: Quantity
+
+
+class ForecastAnswer(BaseModel):
+    """What the period will come to: four of five times from low to high."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    low: OutlookAnswer
+    expected: OutlookAnswer
+    high: OutlookAnswer
+
+
+class TierAnswer(BaseModel):
+    """A price from the tier before it up to and including `up_to`; null: without end."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    up_to: Quantity | None
+    unit_amount_minor: Quantity
+    flat_amount_minor: int
+
+
+class PlanAnswer(BaseModel):
+    """A plan's terms in the customer's currency."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    name: str
+    base_fee: MoneyAnswer
+    included: Quantity
+    tiers: list[TierAnswer]
+
+
+class NamedAnswer(BaseModel):
+    """A customer's id and name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    name: str
+
+
+class MeterAnswer(BaseModel):
+    """What is counted."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    unit: str
+
+
+class DayAnswer(BaseModel):
+    """One UTC day."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    day: date
+    quantity: Quantity
+    events: int
+
+
+class ActionAnswer(BaseModel):
+    """What an action counts for; null: events that named none."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    action: str | None
+    quantity: Quantity
+    events: int
+    share: Annotated[str, Field(description="Of the total, from 0 to 1.")]
+
+
+class UserShareAnswer(BaseModel):
+    """What a user counts for; null: events that named none."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    user: str | None
+    name: str | None
+    role: Role | None
+    quantity: Quantity
+    events: int
+    share: str
+
+
+class InvoiceAnswer(BaseModel):
+    """An invoice at the billing layer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    number: str | None
+    status: str
+    total: MoneyAnswer
+    created_at: datetime
+    page_url: str | None
+
+
+class ComparisonAnswer(BaseModel):
+    """Our count next to the billing layer's, from the period's start until a whole hour."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    from_: Annotated[datetime, Field(alias="from")]
+    until: datetime
+    ours_sub_units: int
+    theirs_sub_units: int
+    diverges: Annotated[bool, Field(description="By more than 1%.")]
+
+
+class BillingAnswer(BaseModel):
+    """What the billing layer said when it was last asked."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    asked_at: datetime
+    comparison: ComparisonAnswer | None
+    invoices: list[InvoiceAnswer]
+
+
+class UsageReportAnswer(BaseModel):
+    """A customer's dashboard."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    customer: NamedAnswer
+    as_of: datetime
+    counted_at: Annotated[datetime | None, Field(description="When anything was last added.")]
+    period: PeriodAnswer
+    subscription_status: str | None
+    plan: PlanAnswer
+    meter: MeterAnswer
+    usage_is_free: bool
+    used: Quantity
+    events: int
+    included: Quantity
+    remaining: Quantity
+    overage: Quantity
+    cost: CostAnswer | None
+    forecast: ForecastAnswer | None
+    days: list[DayAnswer]
+    actions: list[ActionAnswer]
+    users: list[UserShareAnswer]
+    limits: LimitsAnswer
+    billing: BillingAnswer | None
+
+
+class PortalSessionAnswer(BaseModel):
+    """A link to a dashboard, to be followed until it expires."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str
+    expires_at: datetime
 
 
 class Problem(BaseModel):

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from meterline.domain.times import format_time, parse_time
 from meterline.domain.usage import LedgerEntry
-from meterline.errors import InvalidRequestError
+from meterline.errors import UnreadablePageCallError
 from meterline.schemas.usage import write_quantity
 
 COLUMNS = (
@@ -48,15 +48,15 @@ def write_csv(entries: Iterable[LedgerEntry]) -> str:
 
 
 def read_span(start: str | None, end: str | None) -> tuple[datetime, datetime]:
-    """`from` and `to` of a query; raises `InvalidRequestError`."""
+    """`from` and `to` of a query; raises `UnreadablePageCallError`."""
     try:
         span = parse_time(start or ""), parse_time(end or "")
     except ValueError:
-        raise InvalidRequestError(
-            "invalid_span", "from and to must be times such as 2026-11-22T06:00:00Z."
+        raise UnreadablePageCallError(
+            "from and to must be times such as 2026-11-22T06:00:00Z."
         ) from None
     if span[1] <= span[0] or (span[1] - span[0]).days > 400:
-        raise InvalidRequestError("invalid_span", "to must be after from, by 400 days at most.")
+        raise UnreadablePageCallError("to must be after from, by 400 days at most.")
     return span
 
 

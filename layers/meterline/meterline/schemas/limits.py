@@ -28,6 +28,13 @@ from meterline.domain.times import format_time
 _FORM_NUMBER = re.compile(r"[0-9]{1,15}(\.[0-9]{1,12})?", re.ASCII)
 
 
+class UnreadableNumberError(InvalidLimitError):
+    """What was typed into a field is no number that a limit can be."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(field, "invalid_number", message)
+
+
 class MoneyInput(BaseModel):
     """An amount on the period's whole bill, its base fee included."""
 
@@ -103,11 +110,11 @@ def _read_field(field: str, form: Mapping[str, str], plan: Plan) -> Limit | None
     if not text:
         return None
     if not _FORM_NUMBER.fullmatch(text):
-        raise InvalidLimitError(field, "invalid_number", "Write a number such as 50 or 49.90.")
+        raise UnreadableNumberError(field, "Write a number such as 50 or 49.90.")
     number = Decimal(text)
     if form.get(f"{field}_in") == "quantity":
         return QuantityLimit(number)
     amount = number.scaleb(count_decimals(plan.currency))
     if amount != int(amount):
-        raise InvalidLimitError(field, "invalid_number", "That is finer than the currency is.")
+        raise UnreadableNumberError(field, "That is finer than the currency is.")
     return MoneyLimit(int(amount), plan.currency)

@@ -21,9 +21,12 @@ from meterline.schemas.answers import (
     CustomerPage,
     GatewayMessage,
     InvalidBodyProblem,
+    LimitsAnswer,
+    PortalSessionAnswer,
     Problem,
     UndecidedProblem,
     UsageAnswer,
+    UsageReportAnswer,
 )
 from meterline.schemas.authorizations import (
     AuthorizationAnswer,
@@ -33,6 +36,8 @@ from meterline.schemas.authorizations import (
 )
 from meterline.schemas.customers import DEFAULT_LIMIT, MAX_LIMIT, CustomerInput
 from meterline.schemas.events import MAX_EVENTS, CustomerId, UsageEvent
+from meterline.schemas.limits import LimitsInput
+from meterline.schemas.portal import PortalSessionInput
 
 API_VERSION: Final = "1.0"
 
@@ -49,8 +54,11 @@ PROBLEMS: Final[Mapping[str, tuple[int, ...]]] = {
     "invalid_json": (400,),
     "invalid_limit": (400,),
     "invalid_unspent": (422,),
+    "limit_below_base_fee": (422,),
+    "limit_out_of_range": (422,),
     "no_events": (400,),
     "not_found": (404,),
+    "quantity_too_fine": (422,),
     "storage_unavailable": (503,),
     "too_many_events": (413,),
     "unauthenticated": (401,),
@@ -58,6 +66,8 @@ PROBLEMS: Final[Mapping[str, tuple[int, ...]]] = {
     "unknown_plan": (422,),
     "unsupported_content_encoding": (415,),
     "unsupported_media_type": (415,),
+    "warn_above_stop": (422,),
+    "wrong_currency": (422,),
 }
 """Every code of a problem, and the statuses that it comes with."""
 
@@ -97,6 +107,7 @@ _PROBLEM_MODELS: Mapping[str, type[Problem]] = {
     "storage_unavailable": UndecidedProblem,
 }
 _STATUS_WORDS = {
+    303: "On to another page.",
     400: "The call cannot be read.",
     401: "No API key, or one that is not known.",
     403: "The API key has not the scope that the call needs.",
@@ -137,6 +148,93 @@ _EVENT_OF_QUANTITY = {
 }
 _CUSTOMER = {"name": "Acme Ltd", "plan": "pro", "billing_customer": "cus_QXg1o8vcGmoR32"}
 _USER = {"id": "u_9", "name": "Kim", "email": "kim@acme.example", "role": "admin"}
+_LIMITS = {
+    "warn_at": {"amount_minor": 4000, "currency": "usd"},
+    "stop_at": {"quantity": "5000"},
+    "block_overage": False,
+}
+_LIMITS_ANSWER = {
+    **_LIMITS,
+    "warns_at_quantity": "3200.999",
+    "stops_at_quantity": "5000",
+    "changed_at": "2026-11-22T07:30:00.000Z",
+    "changed_by": "key backend",
+}
+
+
+def _cost(overage_minor: int) -> dict[str, Any]:
+    return {
+        "base_fee": {"amount_minor": 2900, "currency": "usd"},
+        "overage": {"amount_minor": overage_minor, "currency": "usd"},
+        "total": {"amount_minor": 2900 + overage_minor, "currency": "usd"},
+    }
+
+
+_USAGE_REPORT = {
+    "customer": {"id": "acme", "name": "Acme Ltd"},
+    "as_of": "2026-11-22T14:03:10.000Z",
+    "counted_at": "2026-11-22T14:03:08.123Z",
+    "period": {"start": "2026-11-03T00:00:00.000Z", "end": "2026-12-03T00:00:00.000Z"},
+    "subscription_status": "active",
+    "plan": {
+        "id": "pro",
+        "name": "Pro",
+        "base_fee": {"amount_minor": 2900, "currency": "usd"},
+        "included": "1000",
+        "tiers": [
+            {"up_to": "1000", "unit_amount_minor": "0", "flat_amount_minor": 0},
+            {"up_to": None, "unit_amount_minor": "0.5", "flat_amount_minor": 0},
+        ],
+    },
+    "meter": {"id": "credits", "unit": "credit"},
+    "usage_is_free": False,
+    "used": "1200.5",
+    "events": 640,
+    "included": "1000",
+    "remaining": "0",
+    "overage": "200.5",
+    "cost": _cost(100),
+    "forecast": {
+        "low": {"quantity": "1610", **_cost(305)},
+        "expected": {"quantity": "1720", **_cost(360)},
+        "high": {"quantity": "1830", **_cost(415)},
+    },
+    "days": [{"day": "2026-11-22", "quantity": "61.25", "events": 33}],
+    "actions": [
+        {"action": "report.generate", "quantity": "1200.5", "events": 640, "share": "1.0000"}
+    ],
+    "users": [
+        {
+            "user": "u_9",
+            "name": "Kim",
+            "role": "admin",
+            "quantity": "1200.5",
+            "events": 640,
+            "share": "1.0000",
+        }
+    ],
+    "limits": _LIMITS_ANSWER,
+    "billing": {
+        "asked_at": "2026-11-22T14:01:00.000Z",
+        "comparison": {
+            "from": "2026-11-03T00:00:00.000Z",
+            "until": "2026-11-22T13:00:00.000Z",
+            "ours_sub_units": 1190000,
+            "theirs_sub_units": 1190000,
+            "diverges": False,
+        },
+        "invoices": [
+            {
+                "id": "in_1SWKD2",
+                "number": "ACME-0001",
+                "status": "paid",
+                "total": {"amount_minor": 2900, "currency": "usd"},
+                "created_at": "2026-11-03T00:05:00.000Z",
+                "page_url": "https://invoice.stripe.com/i/acct_1/test_1",
+            }
+        ],
+    },
+}
 _LISTED_CUSTOMER = {
     "id": "acme",
     "email": "billing@acme.example",
@@ -183,6 +281,10 @@ class Operation:
     body: Mapping[str, Any] | None = None
     """What the call takes: media types, as OpenAPI writes them."""
     parameters: Sequence[Mapping[str, Any]] = ()
+    media: str = "application/json"
+    """Of an answer without a model."""
+    page_statuses: Sequence[int] = ()
+    """Of a page: what else it can answer, as a page too."""
 
 
 def _refer(model: type[BaseModel]) -> dict[str, str]:
@@ -220,6 +322,12 @@ def _usage_body() -> dict[str, Any]:
             "examples": _examples(batch=[_EVENT, _EVENT_OF_QUANTITY]),
         },
     }
+
+
+def _form_body(*fields: str) -> dict[str, Any]:
+    properties = {field: {"type": "string"} for field in fields}
+    schema = {"type": "object", "required": ["form_token"], "properties": properties}
+    return {"application/x-www-form-urlencoded": {"schema": schema}}
 
 
 OPERATIONS: Final = (
@@ -403,6 +511,185 @@ OPERATIONS: Final = (
     ),
     Operation(
         "GET",
+        "/v1/customers/{id}/usage",
+        "showUsage",
+        "The dashboard's numbers",
+        "The period that runs: usage, cost so far, forecast, 30 days, shares of actions and users, "
+        "limits, and what the billing layer said when it was last asked. Asking is never waited "
+        "for: a call asks for a new comparison when the last one is five minutes old.",
+        200,
+        UsageReportAnswer,
+        _USAGE_REPORT,
+        (*_AUTHENTICATION, "invalid_customer_id", "not_found", *_OURS),
+        Scope.ADMIN,
+        parameters=(_CUSTOMER_ID,),
+    ),
+    Operation(
+        "PUT",
+        "/v1/customers/{id}/limits",
+        "putLimits",
+        "Set a customer's limits",
+        "All of them: what is null or left out is off. An amount of money stands for the whole "
+        "bill of a period, base fee included.",
+        200,
+        LimitsAnswer,
+        _LIMITS_ANSWER,
+        (
+            *_AUTHENTICATION,
+            *_BODY,
+            "invalid_customer_id",
+            "not_found",
+            "invalid_body",
+            "wrong_currency",
+            "limit_out_of_range",
+            "limit_below_base_fee",
+            "quantity_too_fine",
+            "warn_above_stop",
+            *_OURS,
+        ),
+        Scope.ADMIN,
+        {"invalid_body": 422},
+        parameters=(_CUSTOMER_ID,),
+        body={
+            "application/json": {
+                "schema": _refer(LimitsInput),
+                "examples": _examples(limits=_LIMITS, none={}),
+            }
+        },
+    ),
+    Operation(
+        "GET",
+        "/v1/customers/{id}/limits",
+        "getLimits",
+        "Show a customer's limits",
+        "What was set, and the quantities that it comes to.",
+        200,
+        LimitsAnswer,
+        _LIMITS_ANSWER,
+        (*_AUTHENTICATION, "invalid_customer_id", "not_found", *_OURS),
+        Scope.ADMIN,
+        parameters=(_CUSTOMER_ID,),
+    ),
+    Operation(
+        "POST",
+        "/v1/portal-sessions",
+        "createPortalSession",
+        "A link to a customer's dashboard",
+        "For somebody whom the app has signed in. The link is good for five minutes; following it "
+        "starts a session of an hour. Without `user` it shows everything of the customer; a user "
+        "of the customer's list sees what their role there allows.",
+        201,
+        PortalSessionAnswer,
+        {
+            "url": "https://billing.example/settings/usage?token=eyJhbGciOi",
+            "expires_at": "2026-11-22T14:08:10.000Z",
+        },
+        (*_AUTHENTICATION, *_BODY, "not_found", "invalid_body", *_OURS),
+        Scope.ADMIN,
+        {"invalid_body": 422},
+        body={
+            "application/json": {
+                "schema": _refer(PortalSessionInput),
+                "examples": _examples(
+                    account={"customer": "acme"}, user={"customer": "acme", "user": "u_9"}
+                ),
+            }
+        },
+    ),
+    Operation(
+        "GET",
+        "/settings/usage",
+        "getUsagePage",
+        "The dashboard as a page",
+        "For whoever is signed in. With `token`, of a link, it starts a session and leads on to "
+        "itself.",
+        200,
+        None,
+        None,
+        (),
+        media="text/html",
+        page_statuses=(303, 401, 403, 404, 500, 503),
+        parameters=({"name": "token", "in": "query", "schema": {"type": "string"}},),
+    ),
+    Operation(
+        "POST",
+        "/settings/usage/limits",
+        "postLimitsForm",
+        "The page's form of limits",
+        "Only from a page of the same session; leads back to the page.",
+        303,
+        None,
+        None,
+        (),
+        media="text/html",
+        page_statuses=(400, 401, 403, 404, 413, 415, 422, 500, 503),
+        body=_form_body("form_token", "warn_at", "warn_at_in", "stop_at", "stop_at_in"),
+    ),
+    Operation(
+        "POST",
+        "/settings/usage/sign-out",
+        "postSignOut",
+        "End the page's session in this browser",
+        "Only from a page of the same session.",
+        303,
+        None,
+        None,
+        (),
+        media="text/html",
+        page_statuses=(400, 401, 403, 413, 415, 500, 503),
+        body=_form_body("form_token"),
+    ),
+    Operation(
+        "GET",
+        "/settings/usage/events.csv",
+        "getEventsCsv",
+        "Events as CSV",
+        "The events from `from` up to and not including `to`, for whoever is signed in; a member "
+        "gets their own. Where one file does not hold them all, `Link` names the next.",
+        200,
+        None,
+        None,
+        (),
+        media="text/csv",
+        page_statuses=(400, 401, 403, 404, 500, 503),
+        parameters=tuple(
+            {
+                "name": name,
+                "in": "query",
+                "required": True,
+                "schema": {"type": "string", "format": "date-time"},
+            }
+            for name in ("from", "to")
+        ),
+    ),
+    Operation(
+        "GET",
+        "/pricing",
+        "getPricing",
+        "What it costs, as a page",
+        "For everybody.",
+        200,
+        None,
+        None,
+        (),
+        media="text/html",
+        page_statuses=(500, 503),
+    ),
+    Operation(
+        "GET",
+        "/pricing/changelog",
+        "getPricingChangelog",
+        "What changed in pricing, as a page",
+        "For everybody.",
+        200,
+        None,
+        None,
+        (),
+        media="text/html",
+        page_statuses=(500, 503),
+    ),
+    Operation(
+        "GET",
         "/openapi.json",
         "getOpenapi",
         "This document",
@@ -447,6 +734,7 @@ def build_document() -> dict[str, Any]:
 def _write_schemas() -> dict[str, Any]:
     models = (
         *(UsageEvent, CustomerInput, UsageAnswer, CustomerAnswer, CustomerPage),
+        *(LimitsInput, LimitsAnswer, UsageReportAnswer, PortalSessionInput, PortalSessionAnswer),
         *(AuthorizationInput, AuthorizationAnswer, ReleaseInput, ReleaseAnswer),
         *(Problem, InvalidBodyProblem, UndecidedProblem, GatewayMessage),
     )
@@ -468,7 +756,8 @@ def _write_schemas() -> dict[str, Any]:
 def _write_operation(operation: Operation) -> dict[str, Any]:
     success: dict[str, Any] = {"description": "Done."}
     if operation.answer is None:
-        success["content"] = {"application/json": {"schema": {"type": "object"}}}
+        kind = "object" if operation.media == "application/json" else "string"
+        success["content"] = {operation.media: {"schema": {"type": kind}}}
     else:
         success["content"] = {
             "application/json": {
@@ -481,7 +770,11 @@ def _write_operation(operation: Operation) -> dict[str, Any]:
         "summary": operation.summary,
         "description": operation.description,
         "security": [] if operation.scope is None else [{"apiKey": [operation.scope.value]}],
-        "responses": {str(operation.status): success, **_write_problems(operation)},
+        "responses": {
+            str(operation.status): success,
+            **_write_problems(operation),
+            **{str(status): _write_page(status) for status in operation.page_statuses},
+        },
     }
     if operation.parameters:
         written["parameters"] = list(operation.parameters)
@@ -501,6 +794,13 @@ def _write_problems(operation: Operation) -> dict[str, Any]:
     return {
         str(status): _write_problem(status, codes) for status, codes in sorted(by_status.items())
     }
+
+
+def _write_page(status: int) -> dict[str, Any]:
+    content: dict[str, Any] = {"text/html": {"schema": {"type": "string"}}}
+    if status in _GATEWAY_STATUSES:
+        content["application/json"] = {"schema": _refer(GatewayMessage)}
+    return {"description": _STATUS_WORDS[status], "content": content}
 
 
 def _write_problem(status: int, codes: Sequence[str]) -> dict[str, Any]:
