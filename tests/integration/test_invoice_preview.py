@@ -43,6 +43,7 @@ from meterline.services.measure_period import MeasurePeriod
 from meterline.services.preview_invoice import NothingToBillError, PreviewInvoice
 
 HISTORIES = 10_000
+_SEEN_OFTEN = ("trial", "ends", "several tiers", "rounded", "metered later")
 CREDITS = load_meters()["credits"]
 CURRENCIES = ("usd", "eur", "jpy", "krw", "clp", "ugx", "isk", "kwd", "bhd", "tnd")
 Event = tuple[datetime, int]
@@ -175,6 +176,15 @@ class History:
             datetime.fromtimestamp(self.stored["_period_start"], UTC),
             datetime.fromtimestamp(self.stored["_period_end"], UTC),
         )
+        self.metered_since: datetime | None = None
+        if dice.random() < 0.15:
+            # The metered item came later: what was used before it is on no invoice.
+            self.metered_since = self.period.start + timedelta(
+                seconds=dice.randint(1, self.period.seconds - 1)
+            )
+            for item_id in self.stored["_items"]:
+                item = self.account.get("si", item_id)
+                item["_usage_from"] = int(self.metered_since.timestamp())
         self.events = self._events()
         self.now = max(self.period.start, max((at for at, _ in self.events), default=self.start))
         clock.set_to(self.now.timestamp())
@@ -194,6 +204,7 @@ class History:
     def _events(self) -> list[Event]:
         dice, period = self.dice, self.period
         edges = [period.start, period.end, floor_hour(period.start), floor_hour(period.end)]
+        edges += [self.metered_since] if self.metered_since is not None else []
         ends = [int(t.up_to * CREDITS.sub_units) for t in self.plan.tiers if t.up_to is not None]
         events = []
         for _ in range(dice.choice([0, 1, 2, 5, 20])):
@@ -226,6 +237,7 @@ class History:
             trial_start=self.start if self.is_trial else None,
             trial_end=trial,
             synced_at=self.now,
+            metered_since=self.metered_since,
         )
 
     def ours(self, books: Books) -> InvoicePreview:
@@ -260,13 +272,14 @@ def test_ten_thousand_random_histories_are_previewed_as_the_local_stripe_bills_t
         seen["total above zero"] += ours.total_minor > 0
         seen[history.currency] += 1
         seen["trial"] += history.is_trial
+        seen["metered later"] += history.metered_since is not None
         seen["ends"] += ours.fee_period is None
         seen["mid-hour"] += floor_hour(history.start) != history.start
         seen["several tiers"] += sum(line.kind is LineKind.TIER for line in ours.lines) > 1
         seen["rounded"] += any(line.exact_minor != line.amount_minor for line in ours.lines)
     print(dict(seen))
     assert all(seen[currency] > HISTORIES / 50 for currency in CURRENCIES)
-    assert min(seen[what] for what in ("trial", "ends", "several tiers", "rounded")) > 500
+    assert min(seen[what] for what in _SEEN_OFTEN) > 500
     assert seen["mid-hour"] > HISTORIES / 2
     assert seen["total above zero"] > HISTORIES / 2
 
