@@ -113,6 +113,34 @@ def test_a_page_that_cannot_be_is_refused(api: Api, query: str, status: int, cod
     assert (answered.status, answered.told["code"]) == (status, code)
 
 
+@pytest.mark.parametrize(
+    ("users", "field"),
+    [
+        ({"id": "u_1"}, "users"),
+        (["u_1"], "users.0"),
+        ([{"name": "Ada"}], "users.0.id"),
+        ([{"id": ""}], "users.0.id"),
+        ([{"id": 7}], "users.0.id"),
+        ([{"id": "u\u0000"}], "users.0.id"),
+        ([{"id": "u" * 129}], "users.0.id"),
+        ([{"id": "u_1", "role": "owner"}], "users.0.role"),
+        ([{"id": "u_1", "email": "nobody"}], "users.0.email"),
+        ([{"id": "u_1", "name": "n" * 201}], "users.0.name"),
+        ([{"id": "u_1", "admin": True}], "users.0.admin"),
+        ([{"id": "u_1"}, {"id": "u_1"}], "users"),
+        ([{"id": f"u_{place}"} for place in range(1_001)], "users"),
+    ],
+)
+def test_users_that_cannot_be_are_refused_and_nothing_is_written(
+    api: Api, users: Any, field: str
+) -> None:
+    customer = unique("refused")
+    refused = api.put_customer(customer, users=users)
+    assert (refused.status, refused.told["code"]) == (422, "invalid_body")
+    assert refused.told["errors"][0]["field"] == field
+    assert get(api, f"/v1/customers/{customer}").status == 404
+
+
 def test_the_list_is_for_admins(api: Api) -> None:
     assert api.call("GET", "/v1/customers").status == 401
     assert api.call("GET", "/v1/customers", key=api.usage_key).status == 403
