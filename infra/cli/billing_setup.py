@@ -315,7 +315,12 @@ def _digest(params: Mapping[str, Any]) -> str:
 
 
 def _tagged(plan: Plan, part: str, lookup_key: str, params: dict[str, Any]) -> dict[str, Any]:
-    metadata = {"meterline_plan": plan.id, "meterline_part": part, _DIGEST: _digest(params)}
+    metadata = {
+        "meterline_plan": plan.id,
+        "meterline_part": part,
+        "meterline_meter": plan.meter,
+        _DIGEST: _digest(params),
+    }
     return {**params, "lookup_key": lookup_key, "metadata": metadata}
 
 

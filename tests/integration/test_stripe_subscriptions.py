@@ -70,6 +70,7 @@ def test_a_subscription_is_read_with_its_plan_and_period(billed: Billed) -> None
     assert found is not None
     assert (found.id, found.status, found.plan, found.currency) == (made.id, "active", "pro", "usd")
     assert found.prices == (billed.base, billed.usage)
+    assert found.meter == "credits"
     assert found.metered_item is not None
     assert found.current == Period(BEGIN, at("2026-02-28T09:41:07"))
     assert (found.anchor, found.interval, found.interval_count) == (BEGIN, Interval.MONTH, 1)
