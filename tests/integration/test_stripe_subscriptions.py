@@ -141,7 +141,7 @@ def test_a_cancellation_is_seen_before_and_after_it_happens(billed: Billed) -> N
     found = billed.reader.of(made.customer, NOW)
     assert found is not None
     assert found.ends_at == found.current.end
-    assert found.renews_at() is None
+    assert found.period_at(found.current.end) is None
     assert found.is_billed
     billed.client.v1.subscriptions.cancel(made.id)
     ended = billed.reader.of(made.customer, NOW)

@@ -17,7 +17,6 @@ from meterline.domain.periods import (
     PeriodError,
     Timeline,
     calendar_month,
-    cut_at_hours,
 )
 from meterline.domain.subscriptions import MAX_PAST, Subscription, follow
 
@@ -133,21 +132,6 @@ def test_what_is_told_first_wins(
     assert timeline.period_at(current.end - timedelta(microseconds=1)) == current
 
 
-@given(PERIODS)
-def test_a_period_cut_at_hours_loses_nothing(whole: Period) -> None:
-    parts = cut_at_hours(whole)
-    pieces = [part for part in (parts.head, parts.hours, parts.tail) if part is not None]
-    assert pieces[0].start == whole.start
-    assert pieces[-1].end == whole.end
-    for before, after in pairwise(pieces):
-        assert before.end == after.start
-    if parts.hours is not None:
-        assert parts.hours.start.minute == parts.hours.start.second == 0
-        assert parts.hours.end.minute == parts.hours.end.second == 0
-    for edge in (parts.head, parts.tail):
-        assert edge is None or edge.seconds < 7_200
-
-
 @pytest.mark.parametrize(
     ("start", "end"),
     [
@@ -252,8 +236,6 @@ def test_a_cancellation_ends_the_last_period_and_nothing_follows() -> None:
     assert cancelled.period_at(utc("2026-03-17T03:04:05")) is None
     at_period_end = replace(SUBSCRIPTION, cancel_at=SUBSCRIPTION.current.end)
     assert at_period_end.period_at(SUBSCRIPTION.current.end) is None
-    assert at_period_end.renews_at() is None
-    assert SUBSCRIPTION.renews_at() == SUBSCRIPTION.current.end
 
 
 def test_another_subscription_starts_a_memory_of_its_own() -> None:

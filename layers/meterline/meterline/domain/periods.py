@@ -150,32 +150,6 @@ class Timeline:
         return settled
 
 
-@dataclass(frozen=True, slots=True)
-class PeriodParts:
-    """A period cut at UTC hours: counters answer for the middle, only the ledger for the edges."""
-
-    head: Period | None
-    hours: Period | None
-    """Starts and ends on the hour."""
-    tail: Period | None
-
-
-def cut_at_hours(period: Period) -> PeriodParts:
-    """Cut a period into the whole hours inside it and what is left at its edges."""
-    hour = timedelta(hours=1)
-    floor = period.end.replace(minute=0, second=0)
-    ceiling = period.start.replace(minute=0, second=0)
-    if ceiling < period.start:
-        ceiling += hour
-    if ceiling > floor:
-        return PeriodParts(period, None, None)
-    return PeriodParts(
-        Period(period.start, ceiling) if period.start < ceiling else None,
-        Period(ceiling, floor) if ceiling < floor else None,
-        Period(floor, period.end) if floor < period.end else None,
-    )
-
-
 def calendar_month(at: datetime) -> Period:
     """The UTC month that contains `at`: the period of a customer whom nobody bills yet."""
     anchor = datetime(2000, 1, 1, tzinfo=UTC)

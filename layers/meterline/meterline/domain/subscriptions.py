@@ -76,11 +76,6 @@ class Subscription:
         """Whether the period lies in the trial: its usage is on no invoice."""
         return self.trial_end is not None and period.end <= self.trial_end
 
-    def renews_at(self) -> datetime | None:
-        """When the current period gives way to another one; None when it is the last."""
-        end = self.current.end
-        return None if self.ends_at is not None and self.ends_at <= end else end
-
 
 def follow(before: Subscription | None, heard: Subscription) -> Subscription:
     """What is heard now, with the periods remembered that were current before.
