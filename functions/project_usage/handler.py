@@ -31,6 +31,15 @@ def lambda_handler(event: dict[str, Any], _context: LambdaContext) -> dict[str, 
         projection = project_usage(batch.shard, batch.events)
         metrics.add_metric("EventsCounted", MetricUnit.Count, projection.counted)
         metrics.add_metric("EventsCountedBefore", MetricUnit.Count, projection.skipped)
+        if projection.watch is not None:
+            watch = projection.watch
+            metrics.add_metric("ThresholdsCrossed", MetricUnit.Count, watch.crossed)
+            metrics.add_metric("CustomersFrozen", MetricUnit.Count, len(watch.frozen))
+            for customer in (*watch.frozen, *watch.suspected):
+                logger.warning("the breaker tripped", customer=customer)
+        if projection.watch_failure is not None:
+            metrics.add_metric("WatchesFailed", MetricUnit.Count, 1)
+            logger.warning("budgets were not watched", reason=projection.watch_failure)
     if batch.set_aside:
         metrics.add_metric("RecordsSetAside", MetricUnit.Count, batch.set_aside)
     return {"state": {}}

@@ -14,6 +14,7 @@ from meterline.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from meterline.adapters.dynamodb_catalog import DynamoPlans
+    from meterline.adapters.dynamodb_guardrails import DynamoGuardrails
     from meterline.adapters.dynamodb_overviews import DynamoOverviews
     from meterline.adapters.dynamodb_sending_records import DynamoCountedHours
     from meterline.adapters.dynamodb_stream import StreamReader
@@ -45,7 +46,10 @@ if TYPE_CHECKING:
     from meterline.services.set_limits import SetLimits
     from meterline.services.show_usage import ShowUsage
     from meterline.services.sign_in import SignIn
+    from meterline.services.unfreeze_customer import UnfreezeCustomer
     from meterline.services.view_dashboard import ViewDashboard
+    from meterline.services.watch_breakers import WatchBreakers
+    from meterline.services.watch_usage import WatchUsage
 
 Environment = Mapping[str, str]
 
@@ -141,6 +145,8 @@ def authenticate_and_authorize_usage(
 
 def project_usage(environment: Environment) -> ProjectUsage:
     """What `project_usage` is made of."""
+    from datetime import UTC, datetime
+
     from meterline.adapters.dynamodb_emissions import MAX_ENTRIES
     from meterline.adapters.dynamodb_totals import MAX_STEP_ITEMS, DynamoTotals
     from meterline.adapters.dynamodb_wire import DynamoWire
@@ -154,8 +160,97 @@ def project_usage(environment: Environment) -> ProjectUsage:
         require(environment, "EMISSIONS_TABLE"),
     )
     queue = SqsEmissionQueue(require(environment, "EMISSIONS_QUEUE_URL"))
+    watch_usage = _watch_usage(environment, DynamoWire())
     return ProjectUsage(
-        totals, queue, load_meters(), max_items=MAX_STEP_ITEMS, max_entries=MAX_ENTRIES
+        totals,
+        queue,
+        load_meters(),
+        max_items=MAX_STEP_ITEMS,
+        max_entries=MAX_ENTRIES,
+        watch=lambda pairs: watch_usage(pairs, datetime.now(UTC)),
+    )
+
+
+def _watch_usage(environment: Environment, wire: DynamoWire) -> WatchUsage:
+    """The watch over budgets, for the stream and for the scan."""
+    from meterline.adapters.dynamodb_budgets import DynamoBudgets
+    from meterline.adapters.dynamodb_catalog import DynamoPlans
+    from meterline.adapters.dynamodb_controls import DynamoControls
+    from meterline.adapters.dynamodb_guardrails import DynamoGuardrails
+    from meterline.adapters.dynamodb_history import DynamoHistory
+    from meterline.adapters.dynamodb_ledger import DynamoLedger
+    from meterline.adapters.dynamodb_totals import DynamoTotals
+    from meterline.adapters.eventbridge_bus import EventBridgeBus
+    from meterline.catalog import load_meters
+    from meterline.catalog.guardrails import load_breaker_rule
+    from meterline.domain.breaker import BreakerMode
+    from meterline.services.measure_period import MeasurePeriod
+    from meterline.services.watch_usage import WatchUsage
+
+    mode = require(environment, "BREAKER_MODE")
+    if mode not in tuple(BreakerMode):
+        raise ConfigurationError(f"BREAKER_MODE must be freeze or warn, is {mode!r}")
+    totals_table = require(environment, "TOTALS_TABLE")
+    accounts_table = require(environment, "ACCOUNTS_TABLE")
+    return WatchUsage(
+        DynamoBudgets(wire, totals_table),
+        DynamoControls(wire, accounts_table),
+        DynamoHistory(wire, totals_table),
+        DynamoGuardrails(wire, accounts_table),
+        EventBridgeBus(require(environment, "EVENT_BUS")),
+        DynamoPlans(wire, accounts_table),
+        load_meters(),
+        load_breaker_rule(BreakerMode(mode)),
+        MeasurePeriod(
+            DynamoTotals(wire, totals_table, emissions_table=""),
+            DynamoLedger(wire, require(environment, "EVENTS_TABLE")),
+        ),
+    )
+
+
+def watch_breakers(environment: Environment) -> WatchBreakers:
+    """What `watch_breakers` is made of."""
+    from meterline.adapters.dynamodb_accounts import DynamoAccounts
+    from meterline.adapters.dynamodb_budgets import DynamoBudgets
+    from meterline.adapters.dynamodb_guardrails import DynamoGuardrails
+    from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.catalog import load_meters
+    from meterline.services.watch_breakers import WatchBreakers
+
+    wire = DynamoWire()
+    accounts_table = require(environment, "ACCOUNTS_TABLE")
+    return WatchBreakers(
+        DynamoAccounts(wire, accounts_table),
+        DynamoBudgets(wire, require(environment, "TOTALS_TABLE")),
+        DynamoGuardrails(wire, accounts_table),
+        _watch_usage(environment, wire),
+        load_meters(),
+    )
+
+
+def authenticate_and_unfreeze_customer(
+    environment: Environment,
+) -> tuple[Authenticate, UnfreezeCustomer, DynamoGuardrails]:
+    """What `unfreeze_customer` is made of."""
+    from meterline.adapters.dynamodb_accounts import DynamoAccounts
+    from meterline.adapters.dynamodb_controls import DynamoControls
+    from meterline.adapters.dynamodb_guardrails import DynamoGuardrails
+    from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.adapters.eventbridge_bus import EventBridgeBus
+    from meterline.services.authenticate import Authenticate
+    from meterline.services.unfreeze_customer import UnfreezeCustomer
+
+    wire = DynamoWire()
+    accounts_table = require(environment, "ACCOUNTS_TABLE")
+    guardrails = DynamoGuardrails(wire, accounts_table)
+    return (
+        Authenticate(DynamoAccounts(wire, accounts_table)),
+        UnfreezeCustomer(
+            DynamoControls(wire, accounts_table),
+            guardrails,
+            EventBridgeBus(require(environment, "EVENT_BUS")),
+        ),
+        guardrails,
     )
 
 

@@ -28,12 +28,15 @@ from meterline.errors import MeterlineError
 if TYPE_CHECKING:
     # Not every function needs them, and every function imports this module when it starts.
     from meterline.domain.authorizations import Budget, Hold
-    from meterline.domain.controls import Standing
+    from meterline.domain.breaker import DayUse
+    from meterline.domain.controls import Freeze, Lifting, Standing
     from meterline.domain.customers import Customer, User
     from meterline.domain.dropped import DroppedUsage, DropReport
+    from meterline.domain.invoice_checks import BillingInvoice, InvoiceCheck
     from meterline.domain.limits import Limits
     from meterline.domain.measuring import HourSplit
     from meterline.domain.meters import Meter
+    from meterline.domain.notifications import Notification
     from meterline.domain.overviews import BillingFacts, Overview, PastInvoice
     from meterline.domain.period_usage import Edge, UsageCounts
     from meterline.domain.periods import Period
@@ -168,6 +171,10 @@ class ApiKeys(Protocol):
 
 class CheckpointMovedError(MeterlineError):
     """The shard's checkpoint is not where it was expected: nothing of the step was counted."""
+
+
+class NotPublishedError(MeterlineError):
+    """The event bus did not take an event: it stays open, and is published by a later scan."""
 
 
 class Totals(Protocol):
@@ -480,6 +487,10 @@ class Budgets(Protocol):
         """The budget as it is; an empty one where there is none."""
         ...
 
+    def get_many(self, pairs: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], Budget]:
+        """Budgets by customer and meter, an empty one where there is none."""
+        ...
+
     def reserve(
         self,
         customer: str,
@@ -598,4 +609,117 @@ class RunCursor(Protocol):
 
     def write(self, place: str | None) -> None:
         """The next run begins there."""
+        ...
+
+
+class Guardrails(Protocol):
+    """Freezes and notifications, each written once, with an audit trail."""
+
+    def record(self, notification: Notification) -> bool:
+        """Keep it, unless it is known; whether it is new. It is open until it is published."""
+        ...
+
+    def mark_published(self, notification: Notification) -> None:
+        """It is on the event bus."""
+        ...
+
+    def list_open(self) -> Sequence[Notification]:
+        """What was kept and never marked as published; read a moment late."""
+        ...
+
+    def freeze(self, customer: str, freeze: Freeze, notification: Notification) -> bool:
+        """Freeze, note it in the audit trail and keep the notification; False when frozen."""
+        ...
+
+    def unfreeze(
+        self, customer: str, freeze: Freeze, lifted: Lifting, notification: Notification
+    ) -> bool:
+        """Lift this very freeze, with the audit trail; False when it is another or lifted."""
+        ...
+
+
+class EventBus(Protocol):
+    """Where domain events go, for operators' own targets and for ours."""
+
+    def publish(self, notification: Notification) -> None:
+        """Put it on the bus; raises `NotPublishedError`."""
+        ...
+
+
+class UsageHistory(Protocol):
+    """A customer's past, as the breaker judges by it."""
+
+    def list_days(
+        self, customer: str, meter: str, first: date, last: date
+    ) -> Mapping[date, DayUse]:
+        """The days with usage, both ends included."""
+        ...
+
+    def sum_hours(self, customer: str, meter: str, start: datetime, end: datetime) -> HourTotal:
+        """What the hours from `start` up to and not including `end` hold; both on the hour."""
+        ...
+
+    def find_top(self, customer: str, meter: str, day: date, kind: str) -> str | None:
+        """The action or user (`kind`) that used most on a day; None when none was named."""
+        ...
+
+
+class BillingInvoices(Protocol):
+    """The billing layer's invoices; raises `BillingUnavailableError`."""
+
+    def get(self, invoice: str) -> BillingInvoice:
+        """The invoice as it is now; `NotFoundError`."""
+        ...
+
+    def hold(self, invoice: str, why: str) -> None:
+        """Keep a draft from being finalised; `InvoiceFinalError`."""
+        ...
+
+    def release(self, invoice: str) -> None:
+        """Let a draft go; `InvoiceFinalError`."""
+        ...
+
+    def bill_late(
+        self,
+        billing_customer: str,
+        *,
+        name: str,
+        amount_minor: int,
+        currency: str,
+        description: str,
+        period: Period,
+    ) -> str:
+        """An item on the next invoice, once for each `name`, negative allowed; its id."""
+        ...
+
+
+class InvoiceChecks(Protocol):
+    """What was found out about invoices."""
+
+    def get(self, invoice: str) -> InvoiceCheck | None:
+        """The last comparison, read strongly consistently."""
+        ...
+
+    def save(self, check: InvoiceCheck) -> InvoiceCheck:
+        """Write it if its version is still the one that was read, or `SupersededError`."""
+        ...
+
+    def list_open(self) -> Iterable[InvoiceCheck]:
+        """Those that are to be looked at again (`InvoiceCheck.is_open`); read a moment late."""
+        ...
+
+    def invoice_of(self, customer: str, meter: str, at: datetime) -> str | None:
+        """The invoice whose period of that meter contains `at`, if one was checked."""
+        ...
+
+
+class LateProblems(Protocol):
+    """Events that came after their invoice was final."""
+
+    def list_late(self) -> Iterable[tuple[str, str, datetime]]:
+        """Customer, meter and time of each that is not settled; read a moment late."""
+        ...
+
+    def resolve_between(self, customer: str, meter: str, period: Period, now: datetime) -> None:
+        """What is late of that period is settled: take it out of the list."""
         ...

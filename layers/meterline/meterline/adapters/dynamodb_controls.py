@@ -58,4 +58,5 @@ def read_freeze(item: Mapping[str, Any]) -> Freeze:
         item["reason"]["S"],
         item["by"]["S"],
         item["detail"]["S"],
+        parse_time(item["lifted_at"]["S"]) if "lifted_at" in item else None,
     )

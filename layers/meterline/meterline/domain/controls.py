@@ -21,6 +21,17 @@ class Freeze:
     """`breaker`, or `key <name>` for an API key."""
     detail: str
     """A sentence for people."""
+    lifted_at: datetime | None = None
+    """When it was lifted: the usage before that does not freeze the customer again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lifting:
+    """Who lifted a freeze, when, and why."""
+
+    at: datetime
+    by: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +42,12 @@ class Standing:
     subscription: Subscription | None
     limits: Limits
     freeze: Freeze | None = None
+    """The last one, lifted or not."""
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether leave to spend is refused until somebody lifts the freeze."""
+        return self.freeze is not None and self.freeze.lifted_at is None
 
     @property
     def billed_plan(self) -> str:

@@ -36,6 +36,7 @@ from meterline.schemas.authorizations import (
 )
 from meterline.schemas.customers import DEFAULT_LIMIT, MAX_LIMIT, CustomerInput
 from meterline.schemas.events import MAX_EVENTS, CustomerId, UsageEvent
+from meterline.schemas.freezes import FreezeAnswer, NotificationsAnswer, UnfreezeInput
 from meterline.schemas.limits import LimitsInput
 from meterline.schemas.portal import PortalSessionInput
 
@@ -58,6 +59,7 @@ PROBLEMS: Final[Mapping[str, tuple[int, ...]]] = {
     "limit_out_of_range": (422,),
     "no_events": (400,),
     "not_found": (404,),
+    "not_frozen": (409,),
     "quantity_too_fine": (422,),
     "storage_unavailable": (503,),
     "too_many_events": (413,),
@@ -689,6 +691,63 @@ OPERATIONS: Final = (
         page_statuses=(500, 503),
     ),
     Operation(
+        "POST",
+        "/v1/customers/{id}/unfreeze",
+        "unfreezeCustomer",
+        "Lift a freeze",
+        "The usage that tripped the breaker does not trip it again. Who lifted it and why is kept "
+        "in the audit trail.",
+        200,
+        FreezeAnswer,
+        {
+            "customer": "acme",
+            "frozen_at": "2026-11-22T06:12:00.000Z",
+            "reason": "breaker",
+            "detail": "5000 credits within an hour, against 120 on a typical day",
+            "lifted_at": "2026-11-22T06:40:00.000Z",
+        },
+        (
+            *_AUTHENTICATION,
+            *_BODY,
+            "invalid_customer_id",
+            "not_found",
+            "not_frozen",
+            "invalid_body",
+            *_OURS,
+        ),
+        Scope.ADMIN,
+        {"invalid_body": 422},
+        parameters=(_CUSTOMER_ID,),
+        body={
+            "application/json": {
+                "schema": _refer(UnfreezeInput),
+                "examples": _examples(reason={"reason": "The customer stopped the agent."}),
+            }
+        },
+    ),
+    Operation(
+        "GET",
+        "/v1/customers/{id}/notifications",
+        "listNotifications",
+        "List what a customer was told",
+        "Crossings of limits and freezes, each once, the newest first: for the app's own list.",
+        200,
+        NotificationsAnswer,
+        {
+            "notifications": [
+                {
+                    "id": "SoftLimitCrossed:20261103T000000Z:800000",
+                    "type": "SoftLimitCrossed",
+                    "at": "2026-11-22T06:00:00.000Z",
+                    "facts": {"meter": "credits", "used": "801.5", "limit": "800 credits"},
+                }
+            ]
+        },
+        (*_AUTHENTICATION, "invalid_customer_id", *_OURS),
+        Scope.ADMIN,
+        parameters=(_CUSTOMER_ID,),
+    ),
+    Operation(
         "GET",
         "/openapi.json",
         "getOpenapi",
@@ -735,6 +794,7 @@ def _write_schemas() -> dict[str, Any]:
     models = (
         *(UsageEvent, CustomerInput, UsageAnswer, CustomerAnswer, CustomerPage),
         *(LimitsInput, LimitsAnswer, UsageReportAnswer, PortalSessionInput, PortalSessionAnswer),
+        *(UnfreezeInput, FreezeAnswer, NotificationsAnswer),
         *(AuthorizationInput, AuthorizationAnswer, ReleaseInput, ReleaseAnswer),
         *(Problem, InvalidBodyProblem, UndecidedProblem, GatewayMessage),
     )

@@ -108,7 +108,7 @@ class AuthorizeUsage:
         standing = self._controls.get_standing(asked.customer)
         if standing is None:
             return _deny("unknown_customer", f"There is no customer {asked.customer}.")
-        if standing.freeze is not None:
+        if standing.is_frozen:
             return _deny(
                 "customer_frozen",
                 "Usage is paused for your account, because it rose far above what is usual. "

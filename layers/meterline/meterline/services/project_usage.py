@@ -8,15 +8,19 @@ again, which is harmless, since an event is in exactly one batch and a batch is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 from meterline.domain.meters import Meter
 from meterline.domain.projection import Checkpoint, ProjectedEvent, TotalsStep, plan_steps
-from meterline.errors import StorageUnavailableError
+from meterline.errors import MeterlineError, StorageUnavailableError
 from meterline.ports import CheckpointMovedError, EmissionQueue, Totals
+
+if TYPE_CHECKING:
+    from meterline.services.watch_usage import Watch
 
 _MAX_LOST_RACES = 5
 
@@ -30,6 +34,10 @@ class Projection:
     """Events that another delivery had counted."""
     handed_over: int = 0
     """Messages to the emitter."""
+    watch: Watch | None = None
+    """What the watch found in the budgets that changed."""
+    watch_failure: str | None = None
+    """Why it found nothing out: a scheduled scan does it again."""
 
 
 class ProjectUsage:
@@ -43,7 +51,9 @@ class ProjectUsage:
         *,
         max_items: int,
         max_entries: int,
+        watch: Callable[[Iterable[tuple[str, str]]], Watch] | None = None,
     ) -> None:
+        self._watch = watch
         self._totals = totals
         self._queue = queue
         self._meters = meters
@@ -78,8 +88,19 @@ class ProjectUsage:
                 continue
             if checkpoint.pending:
                 self._totals.clear_pending(shard, checkpoint)
-            return Projection(counted, len(events) - counted, handed_over)
+            return self._look(events, Projection(counted, len(events) - counted, handed_over))
         raise StorageUnavailableError(f"the checkpoint of {shard} never stood still")
+
+    def _look(self, events: Sequence[ProjectedEvent], done: Projection) -> Projection:
+        """Watch what these events changed, even where another delivery counted them: it may have
+        ended before it looked. Nothing that goes wrong here holds the counting up."""
+        if self._watch is None:
+            return done
+        try:
+            watch = self._watch({(event.customer, event.meter) for event in events})
+        except MeterlineError as error:
+            return replace(done, watch_failure=str(error))
+        return replace(done, watch=watch)
 
     def _hand_over(self, checkpoint: Checkpoint) -> int:
         if not checkpoint.pending:

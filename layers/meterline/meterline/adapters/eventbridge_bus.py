@@ -1,0 +1,60 @@
+"""The event bus on EventBridge: `source` is `meterline`, `detail-type` what happened."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meterline.domain.notifications import Notification
+from meterline.ports import NotPublishedError
+from meterline.schemas.notifications import encode_notification
+
+if TYPE_CHECKING:
+    from mypy_boto3_events import EventBridgeClient
+
+SOURCE = "meterline"
+
+
+class EventBridgeBus:
+    """Keeps `meterline.ports.EventBus`."""
+
+    def __init__(self, bus: str, client: EventBridgeClient | None = None) -> None:
+        self._bus = bus
+        self._client = client
+
+    def publish(self, notification: Notification) -> None:
+        """Put it on the bus; raises `NotPublishedError`."""
+        # Crossings are rare: what never publishes does not load the client.
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            answer = self._open().put_events(
+                Entries=[
+                    {
+                        "EventBusName": self._bus,
+                        "Source": SOURCE,
+                        "DetailType": notification.happening.value,
+                        "Detail": encode_notification(notification),
+                        "Time": notification.at,
+                    }
+                ]
+            )
+        except (BotoCoreError, ClientError) as error:
+            raise NotPublishedError(f"EventBridge: {error}") from error
+        if answer["FailedEntryCount"]:
+            entry = answer["Entries"][0]
+            raise NotPublishedError(f"{entry.get('ErrorCode')}: {entry.get('ErrorMessage')}")
+
+    def _open(self) -> EventBridgeClient:
+        if self._client is None:
+            import boto3
+            from botocore.config import Config
+
+            self._client = boto3.client(
+                "events",
+                config=Config(
+                    connect_timeout=1,
+                    read_timeout=3,
+                    retries={"mode": "standard", "max_attempts": 3},
+                ),
+            )
+        return self._client

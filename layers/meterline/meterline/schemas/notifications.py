@@ -1,0 +1,50 @@
+"""Notifications as they cross the event bus and the queue behind it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_json
+
+from meterline.domain.notifications import Happening, Notification
+from meterline.domain.times import format_time
+
+
+class NotificationDetail(BaseModel):
+    """The `detail` of an event on the bus."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: str
+    customer: str
+    type: Happening
+    at: datetime
+    facts: dict[str, str]
+
+
+class BusEvent(BaseModel):
+    """An event of the bus, as its rule hands it to a queue."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    detail: NotificationDetail
+
+
+def encode_notification(notification: Notification) -> str:
+    """A `NotificationDetail` as JSON."""
+    return to_json(
+        {
+            "id": notification.id,
+            "customer": notification.customer,
+            "type": notification.happening.value,
+            "at": format_time(notification.at),
+            "facts": dict(notification.facts),
+        }
+    ).decode()
+
+
+def decode_bus_event(body: str) -> Notification:
+    """A notification out of a queue's message; raises pydantic's `ValidationError`."""
+    detail = BusEvent.model_validate_json(body).detail
+    return Notification(detail.id, detail.customer, detail.type, detail.at, detail.facts)
