@@ -104,6 +104,8 @@ def price_usage_lines(
 ) -> tuple[int, list[PricedLine]]:
     """A metered price's quantity over a span, and its lines."""
     meter = account.get("mtr", price["recurring"]["meter"])
+    # A draft sees what summaries see, as late as they do.
+    account.usage.apply(account.clock.now_exact_s() - account.settings.summary_lag_s)
     quantity = total_usage(account, meter, customer, start, end)
     return quantity, price_quantity(billing_view(price), currency, quantity)
 

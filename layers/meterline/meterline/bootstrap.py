@@ -36,14 +36,17 @@ if TYPE_CHECKING:
     from meterline.services.compare_usage import CompareUsage
     from meterline.services.emit_usage import EmitUsage
     from meterline.services.manage_customers import ManageCustomers
+    from meterline.services.notify import Notify
     from meterline.services.poll_stripe_events import PollStripeEvents
     from meterline.services.portal_sessions import OpenPortalSession
     from meterline.services.project_usage import ProjectUsage
     from meterline.services.receive_stripe_webhook import ReceiveStripeWebhook
+    from meterline.services.recheck_invoices import RecheckInvoices
     from meterline.services.reconcile_customers import ReconcileCustomers
     from meterline.services.reconcile_usage import ReconcileUsage
     from meterline.services.report_usage import ReportUsage
     from meterline.services.set_limits import SetLimits
+    from meterline.services.settle_invoices import SettleInvoices
     from meterline.services.show_usage import ShowUsage
     from meterline.services.sign_in import SignIn
     from meterline.services.unfreeze_customer import UnfreezeCustomer
@@ -349,7 +352,7 @@ def apply_stripe_event(environment: Environment) -> ApplyStripeEvent:
             StripeSubscriptions(api_key, api_base=api_base, retries=2),
             DynamoPlans(wire, accounts_table),
         ),
-        check_invoice=lambda _invoice, _now: None,
+        check_invoice=make_invoice_settlement(environment, wire),
     )
 
 
@@ -578,4 +581,83 @@ def make_reconciliation(
             inbox,
         ),
         counted,
+    )
+
+
+def settle_invoices(environment: Environment) -> RecheckInvoices:
+    """What `settle_invoices` is made of."""
+    from meterline.adapters.dynamodb_books import DynamoInvoiceChecks
+    from meterline.adapters.dynamodb_sending_records import DynamoSendingRecords
+    from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.services.recheck_invoices import RecheckInvoices
+
+    wire = DynamoWire()
+    return RecheckInvoices(
+        DynamoInvoiceChecks(wire, require(environment, "BOOKS_TABLE")),
+        DynamoSendingRecords(wire, require(environment, "EMISSIONS_TABLE")),
+        make_invoice_settlement(environment, wire),
+    )
+
+
+def make_invoice_settlement(environment: Environment, wire: DynamoWire) -> SettleInvoices:
+    """The check of one invoice, for each function that makes it. `observers` see every draft."""
+    from meterline.adapters.dynamodb_accounts import DynamoAccounts
+    from meterline.adapters.dynamodb_books import DynamoInvoiceChecks
+    from meterline.adapters.dynamodb_catalog import DynamoPlans
+    from meterline.adapters.dynamodb_ledger import DynamoLedger
+    from meterline.adapters.dynamodb_sending_records import DynamoSendingRecords
+    from meterline.adapters.secrets_api_key import SecretApiKey
+    from meterline.adapters.stripe_invoices import StripeInvoices
+    from meterline.catalog import load_meters
+    from meterline.services.settle_invoices import LatePolicy, SettleInvoices
+
+    accounts_table = require(environment, "ACCOUNTS_TABLE")
+    policy = require(environment, "LATE_USAGE_POLICY")
+    if policy not in [*LatePolicy]:
+        raise ConfigurationError(f"LATE_USAGE_POLICY must be bill or waive, is {policy!r}")
+    return SettleInvoices(
+        StripeInvoices(
+            SecretApiKey(require(environment, "STRIPE_SECRET_ID")),
+            api_base=environment.get("STRIPE_API_BASE") or None,
+        ),
+        DynamoInvoiceChecks(wire, require(environment, "BOOKS_TABLE")),
+        DynamoAccounts(wire, accounts_table),
+        DynamoLedger(wire, require(environment, "EVENTS_TABLE")),
+        DynamoPlans(wire, accounts_table),
+        DynamoSendingRecords(wire, require(environment, "EMISSIONS_TABLE")),
+        load_meters(),
+        policy=LatePolicy(policy),
+        observers=(),
+    )
+
+
+def notify(environment: Environment) -> Notify:
+    """What `notify` is made of."""
+    from meterline.adapters.dynamodb_accounts import DynamoAccounts
+    from meterline.adapters.dynamodb_guardrails import DynamoGuardrails
+    from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.adapters.http_senders import SlackSender, WebhookSender
+    from meterline.adapters.secrets_channels import SecretChannels
+    from meterline.catalog.messages import load_templates
+    from meterline.domain.notifications import Channel
+    from meterline.ports import Sender
+    from meterline.services.notify import Notify
+
+    wire, accounts_table = DynamoWire(), require(environment, "ACCOUNTS_TABLE")
+    settings = SecretChannels(require(environment, "NOTIFICATIONS_SECRET_ID"))
+    senders: dict[Channel, Sender] = {
+        Channel.SLACK: SlackSender(settings),
+        Channel.WEBHOOK: WebhookSender(settings),
+    }
+    email_sender = require(environment, "EMAIL_SENDER")
+    if email_sender != "none":
+        from meterline.adapters.ses_sender import SesSender
+
+        senders[Channel.EMAIL] = SesSender(email_sender)
+    return Notify(
+        DynamoGuardrails(wire, accounts_table),
+        DynamoAccounts(wire, accounts_table),
+        senders,
+        load_templates(),
+        require(environment, "SETTINGS_URL"),
     )

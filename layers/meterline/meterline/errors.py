@@ -71,3 +71,7 @@ class UnreadablePageCallError(MeterlineError):
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
         self.status = status
+
+
+class InvoiceFinalError(MeterlineError):
+    """The invoice is final: it can be neither held nor changed."""

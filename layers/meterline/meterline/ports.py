@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from meterline.domain.invoice_checks import BillingInvoice, InvoiceCheck
     from meterline.domain.limits import Limits
     from meterline.domain.measuring import HourSplit
+    from meterline.domain.messages import Message
     from meterline.domain.meters import Meter
-    from meterline.domain.notifications import Notification
+    from meterline.domain.notifications import Channel, Notification
     from meterline.domain.overviews import BillingFacts, Overview, PastInvoice
     from meterline.domain.period_usage import Edge, UsageCounts
     from meterline.domain.periods import Period
@@ -175,6 +176,10 @@ class CheckpointMovedError(MeterlineError):
 
 class NotPublishedError(MeterlineError):
     """The event bus did not take an event: it stays open, and is published by a later scan."""
+
+
+class DeliveryFailedError(MeterlineError):
+    """A channel did not take a message: it is to be tried again."""
 
 
 class Totals(Protocol):
@@ -722,4 +727,39 @@ class LateProblems(Protocol):
 
     def resolve_between(self, customer: str, meter: str, period: Period, now: datetime) -> None:
         """What is late of that period is settled: take it out of the list."""
+        ...
+
+
+class Deliveries(Protocol):
+    """How far the telling of a notification is, channel by channel."""
+
+    def claim(self, notification: Notification, channel: Channel, now_s: int, until_s: int) -> bool:
+        """Take a channel's delivery in hand until then; False when it is done or in other hands."""
+        ...
+
+    def is_delivered(self, notification: Notification, channel: Channel) -> bool:
+        """Whether the channel has it."""
+        ...
+
+    def settle(self, notification: Notification, channel: Channel, outcome: str) -> None:
+        """Write down how the delivery ended: `sent`, or `skipped: <why>`."""
+        ...
+
+    def give_up_claim(self, notification: Notification, channel: Channel) -> None:
+        """The delivery failed: the next try need not wait for the claim to end."""
+        ...
+
+
+class Sender(Protocol):
+    """One channel's way out."""
+
+    def send(
+        self,
+        notification: Notification,
+        message: Message | None,
+        customer: Customer | None,
+        now: datetime,
+        /,
+    ) -> str | None:
+        """Send; None, or why there is nobody to send to. Raises `DeliveryFailedError`."""
         ...

@@ -11,15 +11,23 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from meterline.adapters.dynamodb_wire import DynamoWire, Item, back_off_s
 from meterline.domain.dropped import DroppedUsage
+from meterline.domain.invoice_checks import (
+    CheckedSpan,
+    CheckState,
+    InvoiceCheck,
+)
+from meterline.domain.periods import Period
 from meterline.domain.reconciliation import Cause, Difference, Explanation, HourKey
 from meterline.domain.times import format_time, parse_time
-from meterline.errors import StorageUnavailableError
+from meterline.errors import StorageError, StorageUnavailableError, SupersededError
 
 KEPT_FOR = timedelta(days=400)
 """As long as the record of what was sent."""
@@ -143,6 +151,175 @@ class DynamoFindings:
                 int(item["billed_sub_units"]["S"]),
                 _read_explanations(item["explanations"]["S"]),
             )
+
+
+class DynamoInvoiceChecks:
+    """Keeps `meterline.ports.InvoiceChecks`. Raises StorageUnavailableError."""
+
+    def __init__(self, wire: DynamoWire, table: str) -> None:
+        self._wire = wire
+        self._table = table
+
+    def get(self, invoice: str) -> InvoiceCheck | None:
+        """The last comparison, read strongly consistently."""
+        answer = self._wire.call(
+            "GetItem",
+            {"TableName": self._table, "Key": _check_key(invoice), "ConsistentRead": True},
+        )
+        return _read_check(answer["Item"]) if "Item" in answer else None
+
+    def save(self, check: InvoiceCheck) -> InvoiceCheck:
+        """Write it in the place of the version that was read, or `SupersededError`."""
+        if not check.version:
+            self._point_to(check)
+        saved = replace(check, version=check.version + 1)
+        token = uuid.uuid4().hex
+        put: dict[str, Any] = {
+            "TableName": self._table,
+            "Item": {**_check_key(check.invoice), **_write_check(saved), "saved_by": {"S": token}},
+            "ConditionExpression": "attribute_not_exists(pk)",
+        }
+        if check.version:
+            put["ConditionExpression"] = "version = :expected"
+            put["ExpressionAttributeValues"] = {":expected": {"N": str(check.version)}}
+        try:
+            self._wire.call("PutItem", put)
+        except StorageError as error:
+            if error.code != "ConditionalCheckFailedException":
+                raise
+            # The wire calls again when an answer is lost: then the other writer was ourselves.
+            key = {"TableName": self._table, "Key": _check_key(check.invoice)}
+            stored = self._wire.call("GetItem", {**key, "ConsistentRead": True})
+            if stored.get("Item", {}).get("saved_by", {}).get("S") != token:
+                raise SupersededError(f"the check of {check.invoice} changed meanwhile") from None
+        return saved
+
+    def invoice_of(self, customer: str, meter: str, at: datetime) -> str | None:
+        """The invoice whose period of that meter contains `at`, if one was checked."""
+        request = {
+            "TableName": self._table,
+            "KeyConditionExpression": "pk = :pk AND sk <= :at",
+            "ExpressionAttributeValues": {
+                ":pk": {"S": f"spans#{customer}#{meter}"},
+                ":at": {"S": f"{format_time(at)}#~"},
+            },
+            "ScanIndexForward": False,
+            "ConsistentRead": True,
+        }
+        for item in query_pages(self._wire, request):
+            if parse_time(item["end"]["S"]) > at:
+                return str(item["invoice"]["S"])
+        return None
+
+    def list_of(self, customer: str, meter: str) -> Iterator[str]:
+        """The customer's invoices that bill the meter, newest period first."""
+        request = {
+            "TableName": self._table,
+            "KeyConditionExpression": "pk = :pk",
+            "ExpressionAttributeValues": {":pk": {"S": f"spans#{customer}#{meter}"}},
+            "ScanIndexForward": False,
+        }
+        for item in query_pages(self._wire, request):
+            yield item["invoice"]["S"]
+
+    def _point_to(self, check: InvoiceCheck) -> None:
+        """From a customer's periods to the invoice, so that an event leads to its bill."""
+        for span in check.spans:
+            self._wire.call(
+                "PutItem",
+                {
+                    "TableName": self._table,
+                    "Item": {
+                        "pk": {"S": f"spans#{check.customer}#{span.meter}"},
+                        "sk": {"S": f"{format_time(span.period.start)}#{check.invoice}"},
+                        "end": {"S": format_time(span.period.end)},
+                        "invoice": {"S": check.invoice},
+                    },
+                },
+            )
+
+    def list_open(self) -> Iterator[InvoiceCheck]:
+        """Invoices that are held, or final and different, oldest first."""
+        request = {
+            "TableName": self._table,
+            "IndexName": "by_kind",
+            "KeyConditionExpression": "kind = :kind",
+            "ExpressionAttributeValues": {":kind": {"S": "invoice"}},
+        }
+        for item in query_pages(self._wire, request):
+            yield _read_check(item)
+
+
+def _check_key(invoice: str) -> Item:
+    return {"pk": {"S": f"invoice#{invoice}"}, "sk": {"S": "check"}}
+
+
+def _write_check(check: InvoiceCheck) -> Item:
+    item: Item = {
+        "customer": {"S": check.customer},
+        "currency": {"S": check.currency},
+        "state": {"S": check.state},
+        "checked_at": {"S": format_time(check.checked_at)},
+        "note": {"S": check.note},
+        "version": {"N": str(check.version)},
+        "spans": {"S": json.dumps([_write_span(span) for span in check.spans])},
+    }
+    if check.held_since is not None:
+        item["held_since"] = {"S": format_time(check.held_since)}
+    if check.final_since is not None:
+        item["final_since"] = {"S": format_time(check.final_since)}
+    if check.is_open:
+        item["kind"] = {"S": "invoice"}
+        item["at"] = {"S": format_time(check.held_since or check.checked_at)}
+    return item
+
+
+def _write_span(span: CheckedSpan) -> list[Any]:
+    return [
+        span.meter,
+        format_time(span.period.start),
+        format_time(span.period.end),
+        str(span.ledger_sub_units),
+        str(span.billed_sub_units),
+        span.events,
+        span.digest,
+        span.plan,
+        str(span.settled_sub_units),
+        str(span.settling_sub_units),
+    ]
+
+
+def _read_check(item: Mapping[str, Any]) -> InvoiceCheck:
+    return InvoiceCheck(
+        invoice=item["pk"]["S"].removeprefix("invoice#"),
+        customer=item["customer"]["S"],
+        currency=item["currency"]["S"],
+        state=CheckState(item["state"]["S"]),
+        spans=tuple(_read_span(*row) for row in json.loads(item["spans"]["S"])),
+        checked_at=parse_time(item["checked_at"]["S"]),
+        held_since=parse_time(item["held_since"]["S"]) if "held_since" in item else None,
+        final_since=parse_time(item["final_since"]["S"]) if "final_since" in item else None,
+        note=item["note"]["S"],
+        version=int(item["version"]["N"]),
+    )
+
+
+def _read_span(
+    meter: str,
+    start: str,
+    end: str,
+    ledger: str,
+    billed: str,
+    events: int,
+    digest: str,
+    plan: str | None,
+    settled: str,
+    settling: str,
+) -> CheckedSpan:
+    period = Period(parse_time(start), parse_time(end))
+    return CheckedSpan(
+        meter, period, int(ledger), int(billed), events, digest, plan, int(settled), int(settling)
+    )
 
 
 class DynamoRunCursor:

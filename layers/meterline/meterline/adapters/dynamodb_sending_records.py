@@ -13,21 +13,24 @@ from typing import Any
 
 from meterline.adapters.dynamodb_books import KEYS_PER_GET, query_pages, read_many
 from meterline.adapters.dynamodb_emissions import (
+    DynamoEmissions,
     partition_key,
     read_batch_sending,
     unpack_entries,
 )
 from meterline.adapters.dynamodb_wire import DynamoWire, Item
-from meterline.domain.emission import BatchDue
+from meterline.domain.emission import BatchDue, Lapse
+from meterline.domain.periods import Period
 from meterline.domain.reconciliation import BatchRecord
 
 
 class DynamoSendingRecords:
-    """Keeps `meterline.ports.SendingRecords` on the `emissions` table."""
+    """Keeps `SendingRecords` and `LateProblems` of `meterline.ports` on the `emissions` table."""
 
     def __init__(self, wire: DynamoWire, table: str) -> None:
         self._wire = wire
         self._table = table
+        self._emissions = DynamoEmissions(wire, table)
 
     def batches_since(
         self, customer: str, meter: str, made_from: datetime
@@ -61,6 +64,28 @@ class DynamoSendingRecords:
             for item in read_many(self._wire, self._table, keys):
                 found[item["identifier"]["S"]] = item["code"]["S"]
         return found
+
+    def list_late(self) -> Iterator[tuple[str, str, datetime]]:
+        """Customer, meter and time of every event that is late and not settled."""
+        request = {
+            "TableName": self._table,
+            "IndexName": "by_problem",
+            "KeyConditionExpression": "problem = :late",
+            "ExpressionAttributeValues": {":late": {"S": Lapse.LATE}},
+        }
+        for item in query_pages(self._wire, request):
+            at = datetime.fromtimestamp(int(item["at_s"]["N"]), UTC)
+            yield item["customer"]["S"], item["meter"]["S"], at
+
+    def resolve_between(self, customer: str, meter: str, period: Period, now: datetime) -> None:
+        """Take late events of the period out of the list of problems; their records stay."""
+        pk = partition_key(customer, meter)
+        first, last = int(period.start.timestamp()), int(period.end.timestamp())
+        for item in self._query(pk, "problem#"):
+            is_late = item.get("problem", {}).get("S") == Lapse.LATE
+            if is_late and first <= int(item["at_s"]["N"]) < last:
+                due = BatchDue(customer, meter, "")
+                self._emissions.resolve_problem(due, item["identifier"]["S"], now)
 
     def _query(
         self, pk: str, prefix: str, made_from: datetime | None = None

@@ -321,7 +321,8 @@ def _metered_starts(invoice: stripe.Invoice, prices: set[str]) -> Iterable[int]:
     if invoice.billing_reason == "subscription_cycle":
         yield invoice.period_start
     for line in invoice.lines.data:
-        details = line.pricing.price_details if line.pricing is not None else None
+        # A line without a price, such as an item of an amount, has no such details at all.
+        details = getattr(line.pricing, "price_details", None)
         if details is not None and _id(details.price) in prices:
             yield line.period.start
 

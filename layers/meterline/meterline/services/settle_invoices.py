@@ -1,0 +1,248 @@
+"""No invoice leaves while it says something else than the ledger.
+
+A draft that differs is held at once and released by itself as soon as the two agree. A final one
+that differs is settled as late usage: billed on the next invoice, or waived, by policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+
+from meterline.domain.invoice_checks import (
+    BillingInvoice,
+    CheckedSpan,
+    CheckState,
+    InvoiceCheck,
+    check_span,
+    price_late,
+)
+from meterline.domain.meters import Meter
+from meterline.domain.pricing import Plan
+from meterline.errors import InvoiceFinalError, SupersededError
+from meterline.ports import (
+    BillingInvoices,
+    CustomersByBilling,
+    EventsInTime,
+    InvoiceChecks,
+    LateProblems,
+    Plans,
+)
+
+Observer = Callable[[BillingInvoice, str, datetime], object]
+"""Looks at a draft as well, for the customer and as of now: such as a check for spikes."""
+_MAX_TRIES = 5
+
+
+class LatePolicy(StrEnum):
+    """What becomes of usage that came after its invoice was final."""
+
+    BILL = "bill"
+    """An item on the next invoice."""
+    WAIVE = "waive"
+    """Nothing is asked for it; what was billed too much is given back all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class LateSettled:
+    """Late usage of one period that was settled now. `amount_minor` 0: it cost nothing."""
+
+    meter: str
+    sub_units: int
+    amount_minor: int
+    waived: bool
+    item: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceSettled:
+    """What a look at an invoice came to; `check` is None where nothing on it is metered by us."""
+
+    invoice: BillingInvoice
+    check: InvoiceCheck | None
+    before: CheckState | None
+    late: Sequence[LateSettled] = ()
+
+
+class SettleInvoices:
+    """Checks one invoice, by what it is now; doing it again changes nothing more."""
+
+    def __init__(
+        self,
+        invoices: BillingInvoices,
+        checks: InvoiceChecks,
+        customers: CustomersByBilling,
+        ledger: EventsInTime,
+        plans: Plans,
+        late: LateProblems,
+        meters: Mapping[str, Meter],
+        *,
+        policy: LatePolicy,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self._invoices = invoices
+        self._checks = checks
+        self._customers = customers
+        self._ledger = ledger
+        self._plans = plans
+        self._late = late
+        self._meters = meters
+        self._by_event_name = {meter.event_name: meter for meter in meters.values()}
+        self._policy = policy
+        self._observers = observers
+
+    def __call__(self, invoice_id: str, now: datetime) -> InvoiceSettled | None:
+        """Compare, hold or let go, settle what is late; None if it is nobody's of ours.
+
+        Raises `BillingUnavailableError`, `StorageUnavailableError`, `NotFoundError`.
+        """
+        for _ in range(_MAX_TRIES):
+            invoice = self._invoices.get(invoice_id)
+            owners = self._customers.of_billing_customer(invoice.billing_customer)
+            if not owners:
+                return None
+            customer = owners[0]
+            if invoice.is_draft:
+                for observe in self._observers:
+                    observe(invoice, customer, now)
+            try:
+                return self._check(invoice, customer, now)
+            except SupersededError:
+                continue
+        raise SupersededError(f"the check of {invoice_id} does not stand still")
+
+    def release(self, invoice_id: str, *, actor: str, reason: str, now: datetime) -> InvoiceSettled:
+        """Let a held draft go although it differs; a person's decision, kept with its reason."""
+        before = self._checks.get(invoice_id)
+        invoice = self._invoices.get(invoice_id)
+        if before is None or not invoice.is_draft:
+            raise InvoiceFinalError(invoice_id)
+        released = replace(
+            before, state=CheckState.RELEASED, note=f"{actor}: {reason}", checked_at=now
+        )
+        saved = self._checks.save(released)
+        self._invoices.release(invoice_id)
+        return InvoiceSettled(invoice, saved, before.state)
+
+    def _check(self, invoice: BillingInvoice, customer: str, now: datetime) -> InvoiceSettled:
+        before = self._checks.get(invoice.id)
+        spans = self._compare(invoice, customer, before)
+        if not spans:
+            return InvoiceSettled(invoice, None, None)
+        check = InvoiceCheck(
+            invoice.id,
+            customer,
+            invoice.currency,
+            CheckState.AGREED,
+            spans,
+            now,
+            held_since=before.held_since if before is not None else None,
+            note=before.note if before is not None else "",
+            version=before.version if before is not None else 0,
+        )
+        state = before.state if before is not None else None
+        if invoice.is_draft:
+            return InvoiceSettled(invoice, self._steer(invoice, check, state, now), state)
+        check = replace(
+            check,
+            state=CheckState.FINAL if check.agrees else CheckState.FINAL_DIFFERS,
+            final_since=(before.final_since if before is not None else None) or now,
+        )
+        check = self._checks.save(check)
+        late: list[LateSettled] = []
+        for index in range(len(check.spans)):
+            check, settled = self._settle_late(invoice, check, index, now)
+            late += settled
+        if late and check.agrees:
+            check = self._checks.save(replace(check, state=CheckState.FINAL))
+        return InvoiceSettled(invoice, check, state, late)
+
+    def _compare(
+        self, invoice: BillingInvoice, customer: str, before: InvoiceCheck | None
+    ) -> tuple[CheckedSpan, ...]:
+        known = {(span.meter, span.period): span for span in before.spans} if before else {}
+        spans = []
+        for line in invoice.usage:
+            meter = self._by_event_name.get(line.event_name)
+            if meter is None:
+                continue
+            entries = list(
+                self._ledger.events_between(customer, line.period.start, line.period.end)
+            )
+            spans.append(check_span(line, meter, entries, known.get((meter.id, line.period))))
+        return tuple(spans)
+
+    def _steer(
+        self,
+        invoice: BillingInvoice,
+        check: InvoiceCheck,
+        before: CheckState | None,
+        now: datetime,
+    ) -> InvoiceCheck:
+        """Hold a draft, or let it go. What is written comes first, so that a hold which nobody
+        remembers cannot be."""
+        if before is CheckState.RELEASED:
+            return self._checks.save(replace(check, state=CheckState.RELEASED))
+        if not check.agrees:
+            held = replace(check, state=CheckState.HELD, held_since=check.held_since or now)
+            saved = self._checks.save(held)
+            if invoice.auto_advance:
+                try:
+                    self._invoices.hold(invoice.id, _explain(check))
+                except InvoiceFinalError:
+                    # It was finalised this very moment: the event of that brings it here again.
+                    return saved
+            return saved
+        # Only our own hold is ours to end: a person may hold it for another reason.
+        if not invoice.auto_advance and invoice.held_for is not None:
+            self._invoices.release(invoice.id)
+        return self._checks.save(replace(check, held_since=None))
+
+    def _settle_late(
+        self, invoice: BillingInvoice, check: InvoiceCheck, index: int, now: datetime
+    ) -> tuple[InvoiceCheck, list[LateSettled]]:
+        plan = self._find_plan(check.spans[index], check.currency)
+        check = check.begin_settling(index)
+        span = check.spans[index]
+        owed = span.settling_sub_units
+        if owed == 0 or plan is None or invoice.status == "void":
+            return check, []
+        # Written before the item: after a crash, this very part is settled, not a larger one.
+        check = self._checks.save(check)
+        meter = self._meters[span.meter]
+        amount = price_late(span, meter, plan)
+        waived = self._policy is LatePolicy.WAIVE and amount > 0
+        item = None
+        if amount and not waived:
+            first = span.billed_sub_units + span.settled_sub_units
+            item = self._invoices.bill_late(
+                invoice.billing_customer,
+                name=f"{invoice.id}:{span.meter}:{first}:{first + owed}",
+                amount_minor=amount,
+                currency=check.currency,
+                description=_describe(span, meter, owed),
+                period=span.period,
+            )
+        check = self._checks.save(check.end_settling(index))
+        self._late.resolve_between(check.customer, span.meter, span.period, now)
+        return check, [LateSettled(span.meter, owed, amount, waived, item)]
+
+    def _find_plan(self, span: CheckedSpan, currency: str) -> Plan | None:
+        plan = self._plans.at(span.period.start).get(span.plan or "")
+        return plan.in_currency(currency) if plan is not None else None
+
+
+def _explain(check: InvoiceCheck) -> str:
+    return "; ".join(
+        f"{span.meter}: {span.billed_sub_units} billed, {span.ledger_sub_units} in the ledger"
+        for span in check.spans
+        if span.owed_sub_units
+    )
+
+
+def _describe(span: CheckedSpan, meter: Meter, owed: int) -> str:
+    quantity = meter.from_sub_units(owed)
+    start, end = f"{span.period.start:%Y-%m-%d}", f"{span.period.end:%Y-%m-%d}"
+    return f"{quantity.normalize():f} {meter.unit}s used {start} to {end}, reported later"

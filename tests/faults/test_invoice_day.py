@@ -1,0 +1,298 @@
+"""Invoice day: drafts that agree go, others are held; what comes late is billed once, or waived."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from infra.local.stripe_server import LocalStripe
+from meterline.domain.invoice_checks import HOLD_KEY, CheckState, write_event_line
+from meterline.domain.pricing import price_usage, total_minor
+from meterline.domain.usage import EventKey, LedgerEntry
+from meterline.services.settle_invoices import LatePolicy
+from tests.faults.invoiced import PRO, Office, PlannedSurroundings
+from tests.faults.whole_path import Crash, Surroundings, World
+from tests.integration.storage.stores import Store
+
+START = datetime.now(UTC).replace(minute=20, second=0, microsecond=0)
+_serial = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def planned(dynamodb_local: str) -> Iterator[Surroundings]:
+    """Storage and Stripe of this module, set up from the catalog."""
+    with LocalStripe() as local:
+        yield PlannedSurroundings(Store("dynamodb_local", dynamodb_local), local)
+        assert local.violations() == []
+
+
+@pytest.fixture
+def office(planned: Surroundings) -> Office:
+    return Office(World(planned, START))
+
+
+def use(world: World, *quantities: str, at: datetime | None = None, sent: bool = True) -> None:
+    """Report events, counted and, where `sent`, billed."""
+    names = [f"invoiced-{next(_serial)}" for _ in quantities]
+    for name, quantity in zip(names, quantities, strict=True):
+        world.make_event(name, "credits", quantity, at=at or world.clock.now())
+    world.report([world.sent[name] for name in names])
+    if sent:
+        world.drain()
+    else:
+        while world.deliver_records():
+            continue
+
+
+def price(quantity: str) -> int:
+    return total_minor(price_usage(Decimal(quantity), PRO))
+
+
+def test_a_draft_that_equals_the_ledger_is_left_to_go(office: Office) -> None:
+    use(office.world, "1500", "0.5")
+    draft = office.go_to_renewal()
+    settled = office.look(draft.id)
+    assert settled.check.state is CheckState.AGREED
+    [span] = settled.check.spans
+    assert span.ledger_sub_units == span.billed_sub_units == 1_500_500
+    assert span.events == 2
+    assert office.get(draft.id).auto_advance
+    office.world.clock.move(2 * 3600)
+    assert office.get(draft.id).status in ("open", "paid")
+    assert office.look(draft.id).check.state is CheckState.FINAL
+
+
+def test_a_draft_that_differs_is_held_until_what_was_missing_has_arrived(office: Office) -> None:
+    use(office.world, "1500")
+    use(office.world, "300", sent=False)
+    draft = office.go_to_renewal()
+    assert office.look(draft.id).check.state is CheckState.HELD
+    held = office.get(draft.id)
+    assert held.auto_advance is False
+    assert held.metadata is not None
+    assert HOLD_KEY in held.metadata.to_dict()
+    # Stripe's hour goes by: the invoice stays.
+    office.world.clock.move(3 * 3600)
+    assert office.get(draft.id).status == "draft"
+    assert [check.invoice for check in office.checks.list_open()].count(draft.id) == 1
+    office.world.drain()
+    assert office.recheck().settled[-1].check is not None
+    released = office.get(draft.id)
+    assert released.auto_advance
+    assert released.metadata is None or HOLD_KEY not in released.metadata.to_dict()
+    office.world.clock.move(2 * 3600)
+    final = office.get(draft.id)
+    assert final.status in ("open", "paid")
+    assert final.total == price("1800") + PRO.base_fee_minor
+
+
+def test_the_same_event_of_a_draft_again_holds_nothing_twice(office: Office) -> None:
+    use(office.world, "10", sent=False)
+    draft = office.go_to_renewal()
+    for _ in range(3):
+        assert office.look(draft.id).check.state is CheckState.HELD
+    office.world.drain()
+    for _ in range(3):
+        assert office.look(draft.id).check.state is CheckState.AGREED
+    assert office.get(draft.id).auto_advance
+
+
+def test_a_hold_that_is_not_ours_is_not_ours_to_end(office: Office) -> None:
+    use(office.world, "10")
+    draft = office.go_to_renewal()
+    office.stripe.v1.invoices.update(draft.id, {"auto_advance": False})
+    assert office.look(draft.id).check.state is CheckState.AGREED
+    assert office.get(draft.id).auto_advance is False
+
+
+def test_a_person_can_let_a_held_draft_go_and_the_reason_is_kept(office: Office) -> None:
+    use(office.world, "10", sent=False)
+    draft = office.go_to_renewal()
+    office.look(draft.id)
+    now = office.world.clock.now()
+    office.settlement().release(draft.id, actor="ann", reason="agreed with them", now=now)
+    assert office.get(draft.id).auto_advance
+    assert office.look(draft.id).check.state is CheckState.RELEASED
+    assert office.get(draft.id).auto_advance, "it is not held again"
+    check = office.checks.get(draft.id)
+    assert check is not None
+    assert check.note == "ann: agreed with them"
+
+
+def finish(office: Office, *quantities: str) -> str:
+    """A period with this usage, whose invoice is final and checked."""
+    use(office.world, *quantities)
+    draft = office.go_to_renewal()
+    office.look(draft.id)
+    office.world.clock.move(2 * 3600)
+    assert office.get(draft.id).status in ("open", "paid")
+    assert office.look(draft.id).check.state is CheckState.FINAL
+    return str(draft.id)
+
+
+def test_late_usage_becomes_an_item_on_the_next_invoice_at_the_price_it_would_have_had(
+    office: Office,
+) -> None:
+    finish(office, "900")
+    use(office.world, "300", at=START)
+    [settled] = [each for each in office.recheck().settled if each.late]
+    # 100 more were still included; 200 are overage.
+    assert [each.amount_minor for each in settled.late] == [price("1200") - price("900")]
+    for _ in range(3):
+        office.recheck()
+    [item] = office.items()
+    assert item.amount == 100
+    office.world.clock.move(86_400)
+    second = office.go_to_renewal()
+    assert office.look(second.id).check.state is CheckState.AGREED
+    assert office.get(second.id).total == PRO.base_fee_minor + item.amount
+
+
+def test_late_usage_that_keeps_coming_is_billed_part_by_part(office: Office) -> None:
+    invoice = finish(office, "1000")
+    for quantity in ("100", "0.001", "250"):
+        use(office.world, quantity, at=START)
+        office.recheck()
+    assert sum(item.amount for item in office.items()) == price("1350.001") - price("1000")
+    check = office.checks.get(invoice)
+    assert check is not None
+    assert check.spans[0].settled_sub_units == 350_001
+    assert check.agrees
+
+
+@pytest.mark.parametrize("crash", ["before", "after"])
+def test_a_crash_around_the_item_bills_it_once_whatever_comes_meanwhile(
+    office: Office, crash: str
+) -> None:
+    invoice = finish(office, "1000")
+    use(office.world, "100", at=START)
+
+    class Crashing:
+        """Stripe's invoices, where the process dies around the item."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(office.invoices, name)
+
+        def bill_late(self, *told: Any, **named: Any) -> str:
+            if crash == "after":
+                office.invoices.bill_late(*told, **named)
+            raise Crash("bill_late")
+
+    with pytest.raises(Crash):
+        office.settlement(Crashing())(invoice, office.world.clock.now())
+    # More of it comes before the next try, and a day goes by: Stripe has forgotten the key.
+    use(office.world, "60", at=START)
+    office.world.clock.move(25 * 3600)
+    for _ in range(3):
+        office.look(invoice)
+    assert sum(item.amount for item in office.items()) == price("1160") - price("1000")
+
+
+def test_late_usage_is_waived_where_that_is_the_policy(office: Office) -> None:
+    invoice = finish(office, "1000")
+    office.policy = LatePolicy.WAIVE
+    use(office.world, "100", at=START)
+    [settled] = [each for each in office.recheck().settled if each.late]
+    assert [(each.sub_units, each.waived) for each in settled.late] == [(100_000, True)]
+    assert not office.items()
+    assert office.look(invoice).check.agrees
+    assert not list(office.records.list_late()) or all(
+        customer != office.world.customer for customer, _meter, _at in office.records.list_late()
+    )
+
+
+@pytest.mark.parametrize("policy", [*LatePolicy])
+def test_what_was_billed_too_much_is_given_back_under_either_policy(
+    office: Office, policy: LatePolicy
+) -> None:
+    invoice = finish(office, "1000", "200")
+    office.policy = policy
+    reverse(office.world, Decimal(-150))
+    office.look(invoice)
+    [item] = office.items()
+    assert item.amount == price("1050") - price("1200")
+    office.look(invoice)
+    assert len(office.items()) == 1
+
+
+def reverse(world: World, quantity: Decimal) -> None:
+    """A correction: an entry of its own that takes something back."""
+    key = EventKey(world.customer, "correction", f"reversal-{next(_serial)}")
+    entry = LedgerEntry(key, START, "credits", quantity, b"0" * 32, world.clock.now())
+    world.around.store.ledger(world.around.wire).record([entry])
+    world.drain()
+
+
+def test_usage_sent_at_the_moment_of_finalisation_is_not_lost(office: Office) -> None:
+    invoice = finish(office, "1000")
+    # Taken by Stripe for a period whose invoice is final: on no invoice at all.
+    use(office.world, "40", at=START, sent=False)
+    office.recheck()
+    assert sum(item.amount for item in office.items()) == price("1040") - price("1000")
+    assert office.look(invoice).check.agrees
+
+
+def test_an_invoice_that_was_final_before_we_heard_of_it_is_settled(office: Office) -> None:
+    use(office.world, "1000")
+    use(office.world, "500", sent=False)
+    draft = office.go_to_renewal()
+    office.world.clock.move(2 * 3600)
+    assert office.get(draft.id).status in ("open", "paid")
+    settled = office.look(draft.id)
+    assert [each.sub_units for each in settled.late] == [500_000]
+    assert settled.check.state is CheckState.FINAL
+    [item] = office.items()
+    assert item.amount == price("1500") - price("1000")
+
+
+def test_an_invoice_that_is_void_asks_for_nothing_late(office: Office) -> None:
+    invoice = finish(office, "2000")
+    office.stripe.v1.invoices.void_invoice(invoice)
+    use(office.world, "10", at=START)
+    assert office.look(invoice).check.state is CheckState.FINAL_DIFFERS
+    assert not office.items()
+
+
+def test_somebody_elses_invoice_is_none_of_ours(office: Office) -> None:
+    other = office.stripe.v1.customers.create({"name": "other"})
+    office.stripe.v1.invoice_items.create({"customer": other.id, "amount": 500, "currency": "usd"})
+    invoice = office.stripe.v1.invoices.create({"customer": other.id})
+    assert office.look(invoice.id) is None
+
+
+def test_observers_see_every_draft(office: Office) -> None:
+    seen: list[tuple[str, str]] = []
+    office.observers = (lambda invoice, customer, _now: seen.append((invoice.id, customer)),)
+    use(office.world, "10")
+    draft = office.go_to_renewal()
+    office.look(draft.id)
+    assert seen == [(draft.id, office.world.customer)]
+
+
+def test_whoever_has_the_list_of_events_can_compute_its_digest(office: Office) -> None:
+    use(office.world, "12.5", "3", "0.125")
+    draft = office.go_to_renewal()
+    [span] = office.look(draft.id).check.spans
+    ledger = office.world.around.store.ledger(office.world.around.wire)
+    entries = ledger.events_between(office.world.customer, span.period.start, span.period.end)
+    listed = [write_event_line(entry) for entry in entries]
+    assert len(listed) == span.events == 3
+    assert {line.split("\t")[4] for line in listed} == {"12.5", "3", "0.125"}
+    whole = "".join(line + "\n" for line in sorted(listed))
+    assert hashlib.sha256(whole.encode()).hexdigest() == span.digest
+    changed = whole.replace("12.5", "12.4")
+    assert hashlib.sha256(changed.encode()).hexdigest() != span.digest
+
+
+def test_an_event_leads_to_its_invoice_and_no_other(office: Office) -> None:
+    invoice = finish(office, "5")
+    at = START + timedelta(seconds=1)
+    assert office.checks.invoice_of(office.world.customer, "credits", at) == invoice
+    later = office.world.clock.now()
+    assert office.checks.invoice_of(office.world.customer, "credits", later) is None
