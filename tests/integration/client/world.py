@@ -137,10 +137,13 @@ def making_world(provider: ProviderServer, ledger: LedgerServer) -> Iterator[Wor
     """Make a world on servers that were reset, with a new spool."""
     provider.reset()
     ledger.reset()
-    logging.getLogger("meterline_client").setLevel(logging.CRITICAL + 1)
+    logger = logging.getLogger("meterline_client")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
     with tempfile.TemporaryDirectory() as directory:
         world = World(provider, ledger, Path(directory))
         try:
             yield world
         finally:
             world.close()
+            logger.setLevel(level)
