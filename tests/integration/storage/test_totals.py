@@ -129,6 +129,36 @@ def test_shares_of_many_names_come_back_whatever_item_they_went_to(
     assert shares == {name: HourTotal(3 * (place + 1), 3) for place, name in enumerate(names)}
 
 
+def test_a_day_of_more_names_than_an_item_holds_is_counted(
+    dynamodb_local_store: Store, customer: str, shard: str
+) -> None:
+    store = dynamodb_local_store
+    totals = store.totals()
+    checkpoint = totals.apply(shard, Checkpoint(), plan_one(make_event(customer, 0, user="u_0")))
+    [item] = store.client().query(
+        TableName=store.tables.totals,
+        KeyConditionExpression="pk = :pk AND begins_with(sk, :sk)",
+        ExpressionAttributeValues={
+            ":pk": {"S": f"{customer}#credits"},
+            ":sk": {"S": "user#2026-11-20#"},
+        },
+    )["Items"]
+    # As though many processes had each begun with that item: 409,600 bytes are the most.
+    full = {f"{kind}:{number:036d}": {"N": "1"} for number in range(5115) for kind in "qn"}
+    store.client().put_item(TableName=store.tables.totals, Item=item | full)
+    names = [f"{number:036x}z" for number in range(90)]
+    for turn in range(2):
+        events = [
+            make_event(customer, 100 * turn + place + 1, user=name)
+            for place, name in enumerate(names)
+        ]
+        checkpoint = totals.apply(shard, checkpoint, plan_one(*events, name=f"{turn}"))
+    assert totals.checkpoint(shard) == checkpoint
+    shares = totals.day_shares(customer, "credits", "2026-11-20", "user")
+    assert {name: shares[name] for name in names} == dict.fromkeys(names, HourTotal(2000, 2))
+    assert len(shares) == 5115 + 1 + 90
+
+
 def test_steps_add_up(store: Store, customer: str, shard: str) -> None:
     totals = store.totals()
     checkpoint = Checkpoint()

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -53,8 +53,10 @@ _NAMES_PER_ITEM = 16
 """About a kilobyte: 40 bytes for a name of ten characters with its two counters."""
 _LONG_NAME = 40
 """A longer name has an item of its own."""
-_MAX_NAMES_KNOWN = 4096
-_MAX_DAYS_KNOWN = 2000
+_MAX_NAMES_OF_DAY = 4096
+"""Of one customer's day; further ones have an item of their own."""
+_MAX_NAMES_KNOWN = 200_000
+"""Of all days that a process keeps in mind: about 100 MB where each is a customer's only one."""
 
 
 class DynamoTotals:
@@ -101,13 +103,6 @@ class DynamoTotals:
             )
             add["Update"]["ExpressionAttributeValues"][":at"] = {"S": format_time(now)}
             actions.append(add)
-        buckets: dict[tuple[str, str, str], dict[str, Increment]] = {}
-        for share, more in step.shares.items():
-            sort_key = f"{share.kind}#{share.day}#{self._buckets.choose(share)}"
-            bucket = buckets.setdefault((share.customer, share.meter, sort_key), {})
-            bucket[f":{share.name}"] = more
-        for (customer, meter, sort_key), counters in buckets.items():
-            actions.append(self._add(customer, meter, sort_key, counters))
         for batch in step.emission_batches():
             put = {
                 "TableName": self._emissions_table,
@@ -117,15 +112,28 @@ class DynamoTotals:
             }
             actions.append({"Put": put})
         for tries in range(1, _MAX_CONFLICTS + 1):
+            buckets = self._buckets.fill(step.shares)
+            shares = [self._add(*bucket, counters) for bucket, counters in buckets.items()]
             budgets = self._count_budgets(step, now)
             try:
-                self._wire.call("TransactWriteItems", {"TransactItems": [*actions, *budgets]})
+                self._wire.call(
+                    "TransactWriteItems", {"TransactItems": [*actions, *shares, *budgets]}
+                )
             except TransactionCanceledError as error:
                 if error.reasons and error.reasons[0] == "ConditionalCheckFailed":
                     raise CheckpointMovedError(f"the checkpoint of {shard} moved") from None
+                share_reasons = error.reasons[len(actions) :][: len(shares)]
+                if "ValidationError" in share_reasons:
+                    # An item has at most 400 KB: no number of names may hold up the shard.
+                    full = zip(buckets, share_reasons, strict=True)
+                    if self._buckets.split(
+                        bucket for bucket, why in full if why == "ValidationError"
+                    ):
+                        continue
+                    raise
                 # A hold was given back, or a period began, since the budgets were read.
-                is_budget_changed = "ConditionalCheckFailed" in error.reasons[len(actions) :]
-                if not is_budget_changed and not error.is_conflict:
+                budget_reasons = error.reasons[len(actions) + len(shares) :]
+                if "ConditionalCheckFailed" not in budget_reasons and not error.is_conflict:
                     raise
                 time.sleep(back_off_s(tries))
             else:
@@ -309,28 +317,57 @@ class DynamoTotals:
         }
 
 
+_Bucket = tuple[str, str, str]
+"""Customer, meter and sort key of an item of shares."""
+
+
 class _ShareBuckets:
     """Which item of a day a name's share goes to.
 
     Readers add up all of a day's items, so any choice is right; this one keeps items small. With
     every `_NAMES_PER_ITEM` names that this process has met on that day, there are more buckets. A
     process that starts anew begins with one bucket again, and adds that many names to it at most.
+    Where an item is full all the same, that day's names have an item each from then on.
     """
 
     def __init__(self) -> None:
-        self._names: dict[tuple[str, str, str, str], set[str]] = {}
+        self._names: dict[_Bucket, set[str]] = {}
+        """By customer, meter and `<kind>#<day>`, the longest known first."""
+        self._known = 0
+        self._split: set[_Bucket] = set()
 
-    def choose(self, share: ShareKey) -> str:
-        """The bucket's name."""
-        place = crc32(share.name.encode())
-        if len(share.name) > _LONG_NAME:
-            return f"{place:08x}"
-        day = (share.customer, share.meter, share.day, share.kind)
-        if day not in self._names and len(self._names) >= _MAX_DAYS_KNOWN:
-            self._names.clear()
+    def fill(self, shares: Mapping[ShareKey, Increment]) -> dict[_Bucket, dict[str, Increment]]:
+        """What is added to each item: by customer, meter and sort key, counters by suffix."""
+        buckets: dict[_Bucket, dict[str, Increment]] = {}
+        for share, more in shares.items():
+            day = (share.customer, share.meter, f"{share.kind}#{share.day}")
+            sort_key = f"{day[2]}#{self._choose(day, share.name)}"
+            bucket = buckets.setdefault((share.customer, share.meter, sort_key), {})
+            bucket[f":{share.name}"] = more
+        return buckets
+
+    def split(self, full: Iterable[_Bucket]) -> bool:
+        """Give the names of these items' days an item each; False where they all have."""
+        days = {
+            (customer, meter, sort_key.rpartition("#")[0]) for customer, meter, sort_key in full
+        }
+        is_new = not days <= self._split
+        self._split |= days
+        return is_new
+
+    def _choose(self, day: _Bucket, name: str) -> str:
+        place = crc32(name.encode())
+        own = f"{place:08x}"
+        if len(name) > _LONG_NAME or day in self._split:
+            return own
         names = self._names.setdefault(day, set())
-        if len(names) < _MAX_NAMES_KNOWN:
-            names.add(share.name)
+        if name not in names:
+            if len(names) >= _MAX_NAMES_OF_DAY:
+                return own
+            names.add(name)
+            self._known += 1
+            while self._known > _MAX_NAMES_KNOWN:
+                self._known -= len(self._names.pop(next(iter(self._names))))
         bits = (len(names) // (_NAMES_PER_ITEM + 1)).bit_length()
         return f"{bits}-{place & ((1 << bits) - 1):x}"
 

@@ -1,0 +1,76 @@
+"""Names of a day share items that stay small, however many customers and names there are."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import botocore.session
+
+from meterline.adapters.dynamodb_totals import DynamoTotals
+from meterline.adapters.dynamodb_wire import DynamoWire
+from meterline.domain.projection import Checkpoint, Increment, ShareKey, TotalsStep
+
+DAY = "2026-11-20"
+
+
+class RecordingWire(DynamoWire):
+    """A wire to nowhere that keeps in mind which names went into which item of shares."""
+
+    def __init__(self) -> None:
+        session = botocore.session.Session()
+        session.set_credentials("test", "test")
+        session.set_config_variable("region", "us-east-1")
+        super().__init__(session, endpoint_url="http://127.0.0.1:9")
+        self.names: dict[tuple[str, str], set[str]] = defaultdict(set)
+
+    def call(
+        self, operation: str, request: Mapping[str, Any], *, deadline_s: float = 60.0
+    ) -> dict[str, Any]:
+        assert operation == "TransactWriteItems"
+        for action in request["TransactItems"]:
+            key = action["Update"]["Key"]
+            names = action["Update"].get("ExpressionAttributeNames", {}).values()
+            self.names[key["pk"]["S"], key["sk"]["S"]] |= {
+                name for name in names if name.startswith("q:")
+            }
+        return {}
+
+
+def count_users(totals: DynamoTotals, checkpoint: Checkpoint, *users: tuple[str, str]) -> None:
+    """Count an event of each of these users, given as customer and user."""
+    shares = {
+        ShareKey(customer, "credits", DAY, "user", user): Increment(1, 1)
+        for customer, user in users
+    }
+    totals.apply("shard", checkpoint, TotalsStep("step", through=1, shares=shares))
+
+
+def list_items(wire: RecordingWire, customer: str) -> list[int]:
+    """How many names each of the customer's items holds."""
+    return [
+        len(names)
+        for (pk, sk), names in wire.names.items()
+        if pk == f"{customer}#credits" and sk.startswith("user#")
+    ]
+
+
+def test_a_name_more_than_a_process_keeps_in_mind_has_an_item_of_its_own() -> None:
+    wire = RecordingWire()
+    totals = DynamoTotals(wire, "totals", "emissions")
+    users = [("acme", f"u_{number:06d}") for number in range(20_000)]
+    for start in range(0, len(users), 50):
+        count_users(totals, Checkpoint(), *users[start : start + 50])
+    sizes = list_items(wire, "acme")
+    assert sum(sizes) >= len(users)
+    assert max(sizes) < 60
+
+
+def test_names_of_one_customer_are_spread_however_many_customers_come_between() -> None:
+    wire = RecordingWire()
+    totals = DynamoTotals(wire, "totals", "emissions")
+    for number in range(1_000):
+        others = [(f"customer-{number * 5 + other}", "u_1") for other in range(5)]
+        count_users(totals, Checkpoint(), ("acme", f"u_{number:06d}"), *others)
+    assert max(list_items(wire, "acme")) < 40
