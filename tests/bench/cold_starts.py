@@ -102,6 +102,21 @@ CANDIDATES = (
         {"Records": []},
     ),
     Candidate(
+        "show_usage",
+        (*_METRICS_BASE, *_API_BASE, *_STORAGE_BASE),
+        _http_call("GET", "/v1/customers/acme/usage"),
+    ),
+    Candidate(
+        "serve_dashboard",
+        (*_METRICS_BASE, *_API_BASE, *_STORAGE_BASE, "import jinja2"),
+        _http_call("GET", "/pricing/changelog"),
+    ),
+    Candidate(
+        "compare_usage",
+        (*_METRICS_BASE, *_API_BASE, *_STORAGE_BASE, *_STRIPE_BASE),
+        {"Records": []},
+    ),
+    Candidate(
         "receive_stripe_webhook",
         (*_METRICS_BASE, *_API_BASE, *_STORAGE_BASE, "import boto3"),
         _http_call("GET", "/"),
@@ -132,6 +147,8 @@ def read_environment(function: str) -> dict[str, str]:
             values[name] = f"http://127.0.0.1:9/1/{name.lower()}.fifo"
         elif name == "STREAM_SHARDS":
             values[name] = "many"
+        elif name == "BREAKER_MODE":
+            values[name] = "freeze"
         elif name != "STRIPE_API_BASE":
             values[name] = name.lower()
     return values
@@ -159,7 +176,7 @@ def measure_cold_starts(
         for candidate in CANDIDATES
     }
     with tempfile.TemporaryDirectory(prefix="meterline-bench-") as directory:
-        runtime = _link_runtime(Path(directory))
+        runtime = link_runtime(Path(directory))
         for _ in range(rounds):
             for candidate in CANDIDATES:
                 empty = Path(directory) / candidate.name
@@ -176,7 +193,7 @@ def measure_cold_starts(
     }
 
 
-def _link_runtime(directory: Path) -> Path:
+def link_runtime(directory: Path) -> Path:
     """What AWS has in /var/runtime: the runtime client, and nothing else of this environment."""
     runtime = directory / "runtime"
     runtime.mkdir()
@@ -192,11 +209,11 @@ def _start_once(
     candidate: Candidate, path: Sequence[Path], environment: Mapping[str, str]
 ) -> tuple[float, float]:
     """Milliseconds to the first answer, and the median of those to the next ones."""
-    with _emulated_runtime(candidate, path, environment) as port:
+    with emulated_runtime(candidate, path, environment) as port:
         times = []
         for _ in range(1 + _WARM_CALLS):
             began_s = time.perf_counter()
-            answer = _invoke(port, candidate.call or {})
+            answer = invoke(port, candidate.call or {})
             times.append((time.perf_counter() - began_s) * 1000)
             if "errorMessage" in answer:
                 raise AssertionError(f"{candidate.name}: {answer}")
@@ -204,9 +221,10 @@ def _start_once(
 
 
 @contextmanager
-def _emulated_runtime(
+def emulated_runtime(
     candidate: Candidate, path: Sequence[Path], environment: Mapping[str, str]
 ) -> Iterator[int]:
+    """The port at which the function can be invoked; nothing of it is started before that."""
     port, api_port = find_free_port(), find_free_port()
     binary = f"aws-lambda-rie-{_MACHINES[platform.machine()]}"
     command = [str(Path(samcli.__file__).parent / "local" / "rapid" / binary)]
@@ -244,7 +262,8 @@ def _emulated_runtime(
         process.wait()
 
 
-def _invoke(port: int, event: Mapping[str, Any]) -> dict[str, Any]:
+def invoke(port: int, event: Mapping[str, Any]) -> dict[str, Any]:
+    """Call the function once; what it answered."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(

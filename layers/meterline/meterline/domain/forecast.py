@@ -4,7 +4,7 @@ The straight line (used so far / days so far x days) doubts nothing: a burst on 
 carried on for the whole period, a Monday stands for a week, and what was seen before the period
 counts for nothing. This looks at up to `HISTORY_DAYS` whole days before now instead:
 
-- each weekday has a factor, drawn towards 1 by `_WEEKS_OF_DOUBT` ordinary weeks;
+- each weekday has a factor, drawn towards 1 as by `_WEEKS_OF_DOUBT` ordinary week more;
 - what is left after it is a level with a trend, by least squares in which a day counts half as
   much as one `_HALF_LIFE_DAYS` later; a trend counts as far as it stands out of the noise, and
   fades by the day;
@@ -25,15 +25,17 @@ from math import sqrt
 from meterline.domain.periods import Period
 
 HISTORY_DAYS = 56
-_WEEKS_OF_DOUBT = 2.0
-_HALF_LIFE_DAYS = 14.0
+_WEEKS_OF_DOUBT = 1.0
+_HALF_LIFE_DAYS = 21.0
 _TREND_PROOF = 2.0
 """A slope of less than so many standard errors is taken for noise."""
 _FADE = 0.97
 _Z_80 = 1.2816
 """Half the width of a normal distribution's middle 80%, in standard deviations."""
-_ENOUGH_DAYS = 14
-"""Two of each weekday: with fewer there is neither a weekday's factor nor a trend, only a mean."""
+_WEEKDAY_DAYS = 14
+"""Two of each weekday: with fewer there are no factors."""
+_TREND_DAYS = 21
+"""With fewer there is no trend, only a mean."""
 _FEW_DAYS = 5
 """With fewer, days are taken to vary at least half as much as they hold."""
 
@@ -138,7 +140,7 @@ def _list_past(days: Mapping[date, int], today: date, since: date | None) -> lis
 
 def _weigh_weekdays(past: Sequence[float], today: date) -> list[float]:
     """A factor for each weekday, Monday first. Outliers are cut off, so that none makes one."""
-    if len(past) < _ENOUGH_DAYS:
+    if len(past) < _WEEKDAY_DAYS:
         return [1.0] * 7
     ordered = sorted(past)
     cut = 3 * ordered[len(ordered) // 2] or ordered[-1]
@@ -167,7 +169,7 @@ def _fit(amounts: Sequence[float]) -> _Model:
     middle = _average(weights, places)
     effective = total**2 / sum(w * w for w in weights)
     slope = error = 0.0
-    if count >= _ENOUGH_DAYS:
+    if count >= _TREND_DAYS:
         across = _average(weights, [(x - middle) ** 2 for x in places])
         together = [(x - middle) * (y - mean) for x, y in zip(places, amounts, strict=True)]
         slope = _average(weights, together) / across

@@ -41,9 +41,11 @@ def plan_windows(
     """
     windows: list[ExportWindow] = []
     start, events, last = period.start, 0, period.start
-    for day, counts in sorted(days.items()):
-        for hour, count in sorted(counts.hours.items()):
-            at = start_of_day(day) + timedelta(hours=hour)
+    first, latest = period.start.date(), period.end.date()
+    for day in sorted(each for each in days if first <= each <= latest):
+        midnight = start_of_day(day)
+        for hour, count in sorted(days[day].hours.items()):
+            at = midnight + timedelta(hours=hour)
             end = min(at + timedelta(hours=1), period.end)
             if end <= period.start or at >= period.end or not count.events:
                 continue
