@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import count
 
@@ -17,6 +17,7 @@ from meterline.domain.projection import Checkpoint, ProjectedEvent, TotalsStep
 from meterline.errors import StorageUnavailableError
 from meterline.ports import CheckpointMovedError
 from meterline.services.project_usage import Projection, ProjectUsage
+from meterline.services.watch_usage import Watch
 
 METERS = load_meters()
 MAX_ITEMS = 7
@@ -327,6 +328,23 @@ def test_a_checkpoint_that_never_stands_still_is_given_up() -> None:
         run(world, EVENTS)
     world.disturb = lambda _: None
     run(world, EVENTS)
+    check_settled(world)
+
+
+def test_a_watch_that_fails_in_any_way_holds_no_count_up_and_is_told() -> None:
+    world = World()
+
+    def watch(pairs: Iterable[tuple[str, str]]) -> Watch:
+        assert ("acme", "credits") in set(pairs)
+        raise KeyError("a plan's meter")
+
+    project = ProjectUsage(
+        world, world, METERS, max_items=MAX_ITEMS, max_entries=MAX_ENTRIES, watch=watch
+    )
+    projection = project("shard-1", EVENTS)
+    assert projection.watch is None
+    assert projection.watch_failure == 'KeyError: "a plan\'s meter"'
+    assert projection.counted == len(EVENTS)
     check_settled(world)
 
 

@@ -16,7 +16,7 @@ from zlib import crc32
 
 from meterline.domain.meters import Meter
 from meterline.domain.projection import Checkpoint, ProjectedEvent, TotalsStep, plan_steps
-from meterline.errors import MeterlineError, StorageUnavailableError
+from meterline.errors import StorageUnavailableError
 from meterline.ports import CheckpointMovedError, EmissionQueue, Totals
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ class ProjectUsage:
             return done
         try:
             watch = self._watch({(event.customer, event.meter) for event in events})
-        except MeterlineError as error:
-            return replace(done, watch_failure=str(error))
+        except Exception as error:  # noqa: BLE001 - reported; a shard that stands still is worse
+            return replace(done, watch_failure=f"{type(error).__name__}: {error}")
         return replace(done, watch=watch)
 
     def _hand_over(self, checkpoint: Checkpoint) -> int:
