@@ -44,6 +44,8 @@ _BATCH_ACTIONS = {
     "ReportUsageRole": "dynamodb:BatchExecuteStatement",
     "ProjectUsageRole": "sqs:SendMessageBatch",
     "EmitUsageRole": "sqs:ChangeMessageVisibilityBatch",
+    # Not a batch: the emulator asks for all identities where AWS asks for the sender's.
+    "NotifyRole": "ses:SendEmail",
 }
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 10.0

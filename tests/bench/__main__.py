@@ -188,6 +188,8 @@ def prepare_project(url: str, sqs: str) -> dict[str, str]:
         "EMISSIONS_QUEUE_URL": emissions["QueueUrl"],
         "PROJECTION_DLQ_URL": queues.create_queue(QueueName="projection-dlq")["QueueUrl"],
         "STREAM_SHARDS": "many",
+        "EVENT_BUS": "bench",
+        "BREAKER_MODE": "warn",
         "BENCH_ROUNDS": str(_ROUNDS["project"]),
     }
 

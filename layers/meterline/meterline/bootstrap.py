@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from meterline.services.notify import Notify
     from meterline.services.poll_stripe_events import PollStripeEvents
     from meterline.services.portal_sessions import OpenPortalSession
+    from meterline.services.preview_usage import PreviewUsage
     from meterline.services.project_usage import ProjectUsage
     from meterline.services.receive_stripe_webhook import ReceiveStripeWebhook
     from meterline.services.recheck_invoices import RecheckInvoices
@@ -660,4 +661,39 @@ def notify(environment: Environment) -> Notify:
         senders,
         load_templates(),
         require(environment, "SETTINGS_URL"),
+    )
+
+
+def authenticate_and_preview_usage(
+    environment: Environment,
+) -> tuple[Authenticate, PreviewUsage, RateCards]:
+    """What `preview_usage` is made of."""
+    from meterline.adapters.dynamodb_accounts import DynamoAccounts
+    from meterline.adapters.dynamodb_budgets import DynamoBudgets
+    from meterline.adapters.dynamodb_catalog import DynamoPlans, DynamoRateCards
+    from meterline.adapters.dynamodb_controls import DynamoControls
+    from meterline.adapters.dynamodb_history import DynamoActionHistory
+    from meterline.adapters.dynamodb_ledger import DynamoLedger
+    from meterline.adapters.dynamodb_totals import DynamoTotals
+    from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.catalog import load_meters
+    from meterline.services.authenticate import Authenticate
+    from meterline.services.measure_period import MeasurePeriod
+    from meterline.services.preview_usage import PreviewUsage
+
+    wire = DynamoWire(pool_size=16)
+    accounts_table = require(environment, "ACCOUNTS_TABLE")
+    totals_table = require(environment, "TOTALS_TABLE")
+    ledger = DynamoLedger(wire, require(environment, "EVENTS_TABLE"))
+    return (
+        Authenticate(DynamoAccounts(wire, accounts_table)),
+        PreviewUsage(
+            DynamoControls(wire, accounts_table),
+            DynamoBudgets(wire, totals_table),
+            DynamoActionHistory(wire, totals_table, ledger),
+            DynamoPlans(wire, accounts_table),
+            load_meters(),
+            MeasurePeriod(DynamoTotals(wire, totals_table, emissions_table=""), ledger),
+        ),
+        DynamoRateCards(wire, accounts_table),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
+from decimal import Decimal
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,7 +23,7 @@ from meterline.domain.emission import (
 )
 from meterline.domain.projection import Checkpoint, TotalsStep
 from meterline.domain.sending import BatchSending, HourSending
-from meterline.domain.usage import LedgerEntry
+from meterline.domain.usage import EventKey, LedgerEntry
 from meterline.errors import MeterlineError
 
 if TYPE_CHECKING:
@@ -762,4 +763,28 @@ class Sender(Protocol):
         /,
     ) -> str | None:
         """Send; None, or why there is nobody to send to. Raises `DeliveryFailedError`."""
+        ...
+
+
+class ActionHistory(Protocol):
+    """What an action used before."""
+
+    def list_runs(
+        self,
+        customer: str,
+        meter: str,
+        action: str,
+        start: datetime,
+        end: datetime,
+        most: int,
+    ) -> Sequence[Decimal]:
+        """What the action's newest events used, one quantity each; at most `most`."""
+        ...
+
+
+class EventsByKey(Protocol):
+    """The ledger, as far as single events are looked up in it."""
+
+    def find(self, key: EventKey) -> LedgerEntry | None:
+        """One event by its key, read strongly consistently."""
         ...

@@ -22,7 +22,7 @@ class UnfreezeInput(BaseModel):
         Field(
             min_length=1,
             max_length=500,
-            pattern=r"^[^\x00-\x1f\x7f-\x9f]*\S[^\x00-\x1f\x7f-\x9f]*$",
+            pattern=r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$",
         ),
     ]
 

@@ -39,6 +39,7 @@ from meterline.schemas.events import MAX_EVENTS, CustomerId, UsageEvent
 from meterline.schemas.freezes import FreezeAnswer, NotificationsAnswer, UnfreezeInput
 from meterline.schemas.limits import LimitsInput
 from meterline.schemas.portal import PortalSessionInput
+from meterline.schemas.previews import PreviewAnswer, PreviewInput
 
 API_VERSION: Final = "1.0"
 
@@ -58,6 +59,8 @@ PROBLEMS: Final[Mapping[str, tuple[int, ...]]] = {
     "limit_below_base_fee": (422,),
     "limit_out_of_range": (422,),
     "no_events": (400,),
+    "no_history": (422,),
+    "no_terms": (409,),
     "not_found": (404,),
     "not_frozen": (409,),
     "quantity_too_fine": (422,),
@@ -692,6 +695,56 @@ OPERATIONS: Final = (
     ),
     Operation(
         "POST",
+        "/v1/previews",
+        "previewUsage",
+        "Preview what an action would cost",
+        "From an estimate, or from what the action used in the last 28 days: median and 95th "
+        "percentile. Nothing is held: ask for an authorization to be sure of it.",
+        200,
+        PreviewAnswer,
+        {
+            "basis": "history",
+            "runs": 41,
+            "meter": "credits",
+            "likely": {
+                "quantity": "50",
+                "amount": {"amount_minor": 25, "currency": "usd"},
+            },
+            "high": {
+                "quantity": "112.5",
+                "amount": {"amount_minor": 56, "currency": "usd"},
+            },
+            "used": "1204.75",
+            "included_left": "0",
+            "limit_left": "795.25",
+            "crosses_quota": False,
+            "crosses_limit": False,
+            "resets_at": "2026-12-03T00:00:00.000Z",
+        },
+        (
+            *_AUTHENTICATION,
+            *_BODY,
+            "not_found",
+            "no_terms",
+            "no_history",
+            "invalid_body",
+            "invalid_estimate",
+            *_OURS,
+        ),
+        Scope.USAGE,
+        {"invalid_body": 422},
+        body={
+            "application/json": {
+                "schema": _refer(PreviewInput),
+                "examples": _examples(
+                    action={"customer": "acme", "action": "report.generate"},
+                    estimate={"customer": "acme", "estimate": {"quantity": "50"}},
+                ),
+            }
+        },
+    ),
+    Operation(
+        "POST",
         "/v1/customers/{id}/unfreeze",
         "unfreezeCustomer",
         "Lift a freeze",
@@ -794,6 +847,7 @@ def _write_schemas() -> dict[str, Any]:
     models = (
         *(UsageEvent, CustomerInput, UsageAnswer, CustomerAnswer, CustomerPage),
         *(LimitsInput, LimitsAnswer, UsageReportAnswer, PortalSessionInput, PortalSessionAnswer),
+        *(PreviewInput, PreviewAnswer),
         *(UnfreezeInput, FreezeAnswer, NotificationsAnswer),
         *(AuthorizationInput, AuthorizationAnswer, ReleaseInput, ReleaseAnswer),
         *(Problem, InvalidBodyProblem, UndecidedProblem, GatewayMessage),

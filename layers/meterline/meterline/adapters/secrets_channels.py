@@ -1,0 +1,53 @@
+"""Where notifications go, from a secret in Secrets Manager: JSON that an operator writes.
+
+`{"slack_url": "https://…", "webhook_url": "https://…", "webhook_secret": "whsec_…"}`; what is left
+out is not told. Without the secret nothing is: notifications are still listed in the app.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from aws_lambda_powertools.utilities.parameters.exceptions import GetParameterError
+from botocore.exceptions import ClientError
+
+from meterline.ports import DeliveryFailedError
+
+if TYPE_CHECKING:
+    from aws_lambda_powertools.utilities.parameters import SecretsProvider
+
+_MAX_AGE_S = 60
+
+
+class SecretChannels:
+    """Gives the addresses, read once a minute."""
+
+    def __init__(self, secret_id: str) -> None:
+        self._secret_id = secret_id
+        self._provider: SecretsProvider | None = None
+
+    def __call__(self) -> Mapping[str, str]:
+        """The addresses; raises `DeliveryFailedError` when they cannot be read."""
+        if self._provider is None:
+            from aws_lambda_powertools.utilities.parameters import SecretsProvider
+
+            self._provider = SecretsProvider()
+        try:
+            told = self._provider.get(self._secret_id, transform="json", max_age=_MAX_AGE_S)
+        except GetParameterError as error:
+            if _is_missing(error):
+                return {}
+            raise DeliveryFailedError(f"the secret cannot be read: {error}") from error
+        if not isinstance(told, dict):
+            raise DeliveryFailedError(f"the secret {self._secret_id} is not a JSON object")
+        return {str(name): str(value) for name, value in told.items()}
+
+
+def _is_missing(error: BaseException) -> bool:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ClientError):
+            return bool(cause.response["Error"].get("Code") == "ResourceNotFoundException")
+        cause = cause.__cause__ or cause.__context__
+    return False

@@ -1,0 +1,141 @@
+"""Every notification once, with its content, at receivers of this machine: mail, Slack, webhook."""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import urllib3
+
+from infra.local.stack import LocalStack
+from meterline.domain.messages import sign_webhook
+from tests.e2e.billed import await_value
+from tests.e2e.conftest import Api
+from tests.e2e.receivers import Receiver, run_receiver
+from tests.e2e.test_authorizations import set_limits
+from tests.e2e.test_runaway import CALL, TYPICAL_DAY, live_ordinary_days, report, unfreeze
+
+SECRET = "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
+
+
+@pytest.fixture(scope="module")
+def receiver(stack: LocalStack) -> Iterator[Receiver]:
+    """A receiver that the stack's notifications go to."""
+    with run_receiver() as receiver:
+        text = json.dumps(
+            {
+                "slack_url": f"{receiver.url}/slack",
+                "webhook_url": f"{receiver.url}/hook",
+                "webhook_secret": SECRET,
+            }
+        )
+        manager = stack.client("secretsmanager")
+        manager.create_secret(Name="meterline/notifications", SecretString=text)
+        yield receiver
+
+
+def list_mail(stack: LocalStack, address: str) -> list[Any]:
+    """What the emulator's SES was asked to send to an address."""
+    answer = urllib3.request("GET", f"{stack.aws_url}/_ministack/ses/messages")
+    told = json.loads(answer.data)
+    messages = told["messages"] if isinstance(told, dict) else told
+    return [each for each in messages if address in json.dumps(each)]
+
+
+def test_a_warning_is_mailed_and_sent_to_the_app_once(
+    api: Api, stack: LocalStack, receiver: Receiver
+) -> None:
+    customer = "warned"
+    api.put_customer(customer, email="warned@example.com", name="Warned & Sons")
+    set_limits(api, customer, warn_at={"quantity": "100"})
+    # The first try of the webhook meets a receiver that is down.
+    receiver.failures["/hook"] = 1
+    for _ in range(6):
+        report(api, customer, CALL, datetime.now(UTC))
+    await_value(lambda: len(list_mail(stack, "warned@example.com")), 1)
+    [mail] = list_mail(stack, "warned@example.com")
+    assert "asked to be warned at 100 credits" in json.dumps(mail)
+    assert "billing@meterline.example" in json.dumps(mail)
+    assert receiver.to("/hook", customer) == []
+    # What failed is tried again: here at once, by taking the message's delay away.
+    redeliver(stack, customer, "SoftLimitCrossed")
+    await_value(lambda: len(receiver.to("/hook", customer)), 1)
+    [call] = receiver.to("/hook", customer)
+    assert call.told["type"] == "SoftLimitCrossed"
+    assert call.told["data"]["customer"] == customer
+    expected = sign_webhook(
+        SECRET, call.headers["webhook-id"], int(call.headers["webhook-timestamp"]), call.body
+    )
+    assert call.headers["webhook-signature"] == expected["webhook-signature"]
+    # The queue delivers at least once: as often as it likes, nobody is told again.
+    for _ in range(3):
+        redeliver(stack, customer, "SoftLimitCrossed")
+    assert len(list_mail(stack, "warned@example.com")) == len(receiver.to("/hook", customer)) == 1
+
+
+def redeliver(stack: LocalStack, customer: str, happening: str) -> None:
+    """Deliver a notification to `notify` as its queue does, and wait until it is through."""
+    table = stack.outputs["AccountsTable"]
+    items = stack.client("dynamodb").query(
+        TableName=table,
+        KeyConditionExpression="pk = :pk AND begins_with(sk, :sk)",
+        ExpressionAttributeValues={
+            ":pk": {"S": f"notices#{customer}"},
+            ":sk": {"S": happening},
+        },
+    )["Items"]
+    records = [
+        {
+            "messageId": secrets.token_hex(4),
+            "body": json.dumps(
+                {
+                    "detail": {
+                        "id": item["sk"]["S"],
+                        "customer": customer,
+                        "type": happening,
+                        "at": item["at"]["S"],
+                        "facts": json.loads(item["facts"]["S"]),
+                    }
+                }
+            ),
+        }
+        for item in items
+    ]
+    assert records, "there is nothing to deliver"
+    answer = stack.client("lambda").invoke(
+        FunctionName=stack.outputs["NotifyFunctionName"],
+        Payload=json.dumps({"Records": records}).encode(),
+    )
+    assert json.loads(answer["Payload"].read()) == {"batchItemFailures": []}
+
+
+def test_a_freeze_and_its_end_are_told_in_slack_with_who_how_much_and_what_to_do(
+    api: Api, stack: LocalStack, receiver: Receiver
+) -> None:
+    customer = "told-frozen"
+    live_ordinary_days(api, customer)
+    now = datetime.now(UTC)
+    for _ in range(5):
+        report(api, customer, 2 * TYPICAL_DAY, now - timedelta(minutes=2))
+    await_value(lambda: len(receiver.to("/slack", customer)), 1)
+    [call] = receiver.to("/slack", customer)
+    text = call.told["text"]
+    for told in (
+        f"*{customer}* is frozen",
+        "4800 credits in the last hour, 480 on a typical day",
+        "Top action: agent.step. Top user: u_loop.",
+        f"POST /v1/customers/{customer}/unfreeze",
+    ):
+        assert told in text
+    await_value(lambda: len(list_mail(stack, f"{customer}@example.com")), 1)
+    redeliver(stack, customer, "CustomerFrozen")
+    assert len(receiver.to("/slack", customer)) == 1
+    unfreeze(api, customer, b'{"reason": "Was <planned> & fine."}')
+    await_value(lambda: len(receiver.to("/slack", "was unfrozen")), 1)
+    [lifted] = receiver.to("/slack", "was unfrozen")
+    assert "Was &lt;planned&gt; &amp; fine." in lifted.told["text"]

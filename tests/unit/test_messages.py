@@ -1,0 +1,61 @@
+"""Messages: every happening has its words on every channel, and a webhook its signature."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from meterline.catalog.messages import load_templates
+from meterline.domain.messages import sign_webhook, write_message
+from meterline.domain.notifications import CHANNELS, Channel, Happening, Notification
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+CROSSING = {"meter", "unit", "used", "level", "limit", "included", "resets_at"}
+TRIP = {
+    *("meter", "unit", "used_last_hour", "typical_day", "threshold", "since"),
+    *("top_action", "top_user"),
+}
+FACTS = {
+    Happening.SOFT_LIMIT_CROSSED: CROSSING,
+    Happening.HARD_LIMIT_REACHED: CROSSING,
+    Happening.CUSTOMER_FROZEN: TRIP,
+    Happening.RUNAWAY_SUSPECTED: TRIP,
+    Happening.CUSTOMER_UNFROZEN: {"by", "reason", "frozen_at"},
+    Happening.INVOICE_SPIKED: {"invoice", "total", "previous", "percent", "lines", "next_step"},
+}
+
+
+def write(happening: Happening, channel: Channel, value: str = "x") -> str:
+    facts = dict.fromkeys(FACTS[happening], value)
+    notification = Notification("id", "acme", happening, NOW, facts)
+    message = write_message(
+        notification, channel, load_templates(), name="Acme {used} Ltd", settings_url="https://app"
+    )
+    return message.subject + message.text
+
+
+@pytest.mark.parametrize("happening", Happening)
+def test_every_happening_has_its_words_on_every_channel_that_reads_words(
+    happening: Happening,
+) -> None:
+    for channel in CHANNELS[happening]:
+        if channel is not Channel.WEBHOOK:
+            assert write(happening, channel)
+
+
+def test_what_people_chose_is_not_read_as_markup() -> None:
+    text = write(Happening.CUSTOMER_FROZEN, Channel.SLACK, "<!channel> & {reason}")
+    assert "&lt;!channel&gt; &amp; {reason}" in text
+    assert "Acme {used} Ltd" in write(Happening.SOFT_LIMIT_CROSSED, Channel.EMAIL)
+
+
+def test_a_webhook_is_signed_as_the_standard_says() -> None:
+    # The example of the Standard Webhooks specification.
+    headers = sign_webhook(
+        "whsec_plJ3nmyCDGBKInavdOK15jsl",
+        "msg_loFOjxBNrRLzqYUf",
+        1_731_705_121,
+        b'{"event_type":"ping","data":{"success":true}}',
+    )
+    assert headers["webhook-signature"] == "v1,rAvfW3dJ/X/qxhsaXPOyyCGmRKsaKWcsNccKXlIktD0="
