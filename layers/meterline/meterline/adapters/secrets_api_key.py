@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from meterline.errors import ConfigurationError
@@ -14,20 +16,32 @@ _MAX_AGE_S = 300
 
 
 class SecretApiKey:
-    """Gives the key, read at most every five minutes; ConfigurationError where there is none."""
+    """Gives the key, read at most every five minutes; ConfigurationError where there is none.
 
-    def __init__(self, secret_id: str) -> None:
+    Safe to share between threads: of many that begin at once, one makes the client and reads.
+    """
+
+    def __init__(
+        self, secret_id: str, make_provider: Callable[[], SecretsProvider] | None = None
+    ) -> None:
         self._secret_id = secret_id
+        self._make_provider = make_provider or _make_provider
         self._provider: SecretsProvider | None = None
+        self._reading = Lock()
 
     def __call__(self) -> str:
-        if self._provider is None:
-            # Imported late: it loads boto3's client, which only a first send needs.
-            from aws_lambda_powertools.utilities.parameters import SecretsProvider
-
-            self._provider = SecretsProvider()
-        secret = self._provider.get(self._secret_id, transform="json", max_age=_MAX_AGE_S)
+        with self._reading:
+            if self._provider is None:
+                self._provider = self._make_provider()
+            secret = self._provider.get(self._secret_id, transform="json", max_age=_MAX_AGE_S)
         key = secret.get("api_key") if isinstance(secret, dict) else None
         if not isinstance(key, str) or not key:
             raise ConfigurationError(f"the secret {self._secret_id} holds no api_key")
         return key
+
+
+def _make_provider() -> SecretsProvider:
+    # Imported late: it loads boto3's client, which only a first send needs.
+    from aws_lambda_powertools.utilities.parameters import SecretsProvider
+
+    return SecretsProvider()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -22,7 +23,8 @@ _MESSAGES_PER_CALL = 10
 
 
 class SqsEmissionInbox:
-    """Keeps `meterline.ports.EmissionInbox`. Raises StorageUnavailableError.
+    """Keeps `meterline.ports.EmissionInbox`. Raises StorageUnavailableError. Groups park from
+    threads of their own.
 
     The client is made at its first use: where nothing is handed back or parked, none is needed.
     """
@@ -37,6 +39,7 @@ class SqsEmissionInbox:
         self._dead_letter_url = dead_letter_url
         self._make_client = client or _make_client
         self._made: SQSClient | None = None
+        self._making = Lock()
 
     def delay(self, receipts: Sequence[str], delay_s: int) -> None:
         """Let the messages be seen again after `delay_s`.
@@ -74,9 +77,12 @@ class SqsEmissionInbox:
 
     @property
     def _client(self) -> SQSClient:
-        if self._made is None:
-            self._made = self._make_client()
-        return self._made
+        # Clients may be shared between threads, but two must not be made at once from the default
+        # session (boto3's guide, multithreading with clients).
+        with self._making:
+            if self._made is None:
+                self._made = self._make_client()
+            return self._made
 
 
 @contextmanager
