@@ -23,6 +23,9 @@ from samcli.yamlhelper import yaml_parse
 
 from tests.bench.built_layers import build_layers, run_worker
 from tests.bench.cold_starts import CANDIDATES, measure_cold_starts
+from tests.bench.dashboard_load import load_rows
+from tests.bench.dashboard_load import measure as measure_dashboard
+from tests.bench.forecasts import forecast_rows
 from tests.bench.local_dynamodb import (
     create_table,
     create_tables,
@@ -90,6 +93,8 @@ def main() -> int:
         capacity = run_worker(
             "tests.bench.worker_capacity", layers, environment | prepare_tables(url, "capacity")
         )
+    tell("looks at the dashboard")
+    looks = measure_dashboard()
     tell("cold starts under the Lambda runtime emulator")
     cold = measure_cold_starts(layers, _ROUNDS["cold"], _AWS)
     findings = Findings(report, capacity, project, cold)
@@ -99,6 +104,8 @@ def main() -> int:
         *project_rows(findings),
         *billing_rows(findings),
         *cold_rows(findings),
+        *load_rows(looks),
+        *forecast_rows(),
         *price_rows(findings),
     ]
     notes = make_notes(time.monotonic() - began_s)

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from meterline.domain.forecast import forecast_period
 from meterline.domain.periods import Period
+from tests.bench.results import Row
 
 DAYS = 30
 LOOKED_AT = (1, 2, 3, 5, 7, 10, 14, 18, 21, 25, 28)
@@ -123,6 +124,25 @@ def _compare(
         ours[gone] += abs((found.expected if found else 0) - came_to) / came_to
         line[gone] += abs(used / gone * DAYS - came_to) / came_to
         held[gone] += found is not None and found.low <= came_to <= found.high
+
+
+def forecast_rows() -> list[Row]:
+    """Rows for the bench's table: what was asked for, with sixty days known before."""
+    rows = []
+    for name in ("steady", "growing", "weekly", "bursty"):
+        found = back_test(SHAPES[name], known_days=60)
+        rows.append(
+            Row(
+                f"forecast's mean error, {name} usage",
+                100 * found.our_mean,
+                "%",
+                baseline=f"straight line {100 * found.line_mean:.1f}%",
+                ratio=f"{found.our_mean / found.line_mean:.2f}",
+                target="<= 1 x",
+                met=found.our_mean <= found.line_mean,
+            )
+        )
+    return rows
 
 
 def main() -> None:
