@@ -9,7 +9,16 @@ from importlib import import_module
 
 import click
 
-COMMANDS = ("advise", "catalog", "customers", "keys", "setup")
+COMMANDS = (
+    "advise",
+    "books",
+    "catalog",
+    "customers",
+    "dead-letters",
+    "events",
+    "keys",
+    "setup",
+)
 
 
 class _Commands(click.Group):
@@ -21,7 +30,7 @@ class _Commands(click.Group):
     def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"infra.cli.{name}").command
+        command: click.Command = import_module(f"infra.cli.{name.replace('-', '_')}").command
         return command
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,18 @@ import stripe
 
 _TIMEOUT_S = 30.0
 _RETRIES = 2
+
+
+def stripe_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which Stripe, and where its key is: for `read_key`."""
+    key_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+    for option in (
+        click.option("--live", is_flag=True, help="Needed with a live key."),
+        click.option("--key-file", type=key_file, help="Holds the key; otherwise STRIPE_API_KEY."),
+        click.option("--stripe-url", help="Another server that speaks Stripe's API."),
+    ):
+        function = option(function)
+    return function
 
 
 def read_key(key_file: Path | None, *, live: bool) -> str:

@@ -113,7 +113,7 @@ def run(*, once: bool, trace: Path | None, calls: int, seed: int) -> bool:
         wire = _open_wire(stack)
         keys = _make_keys(DynamoAccounts(wire, stack.outputs["AccountsTable"]))
         with console.status("Setting Stripe up: meters, product, prices, subscriptions"):
-            account.set_up()
+            webhook_url = _open_webhooks(stack, account)
             books = [
                 Book(customer, account.subscribe(customer, name, start))
                 for customer, name in CUSTOMERS.items()
@@ -121,7 +121,7 @@ def run(*, once: bool, trace: Path | None, calls: int, seed: int) -> bool:
         for book in books:
             _put_customer(stack, keys["admin"], book)
             book.expect(reports)
-        _write_endpoints(stack, account, keys, books)
+        _write_endpoints(stack, account, keys, books, webhook_url)
         ledger = DynamoLedger(wire, stack.outputs["EventsTable"])
         meters, plan = load_meters(), load_plans()[PLAN]
         settlement = Settlement(stack, meters)
@@ -228,12 +228,28 @@ def _put_customer(stack: LocalStack, admin_key: str, book: Book) -> None:
         raise ReplayFailedError(f"PUT customer {book.customer}: {answer.text}")
 
 
+def _open_webhooks(stack: LocalStack, account: StripeAccount) -> str:
+    """Set Stripe up, with its webhooks going to this stack where they can reach it."""
+    url = stack.open_webhook_gateway()
+    if account.url:
+        stack.store_webhook_secrets(account.set_up(url))
+    else:
+        # Stripe itself cannot reach this machine; `stripe listen --forward-to` can.
+        account.set_up()
+    return url
+
+
 def _write_endpoints(
-    stack: LocalStack, account: StripeAccount, keys: dict[str, str], books: Sequence[Book]
+    stack: LocalStack,
+    account: StripeAccount,
+    keys: dict[str, str],
+    books: Sequence[Book],
+    webhook_url: str,
 ) -> None:
     """Where everything is, for any program that wants to talk to it."""
     endpoints: dict[str, Any] = {
         "api": stack.api_url,
+        "webhook": webhook_url,
         "stripe": account.url or "https://api.stripe.com",
         "stripe_key": account.key,
         "aws": stack.aws_url,
@@ -252,7 +268,7 @@ def _write_endpoints(
         },
         "tables": {
             name: stack.outputs[f"{name.title()}Table"]
-            for name in ("events", "totals", "emissions", "accounts")
+            for name in ("events", "totals", "emissions", "accounts", "inbox", "books")
         },
     }
     draft = ENDPOINTS.with_suffix(".new")

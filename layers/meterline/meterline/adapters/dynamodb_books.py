@@ -13,7 +13,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -320,6 +320,59 @@ def _read_span(
     return CheckedSpan(
         meter, period, int(ledger), int(billed), events, digest, plan, int(settled), int(settling)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """What an operator did: who, what, to which thing, why, and what came of it."""
+
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+    reason: str
+    outcome: str = ""
+
+
+class DynamoAuditTrail:
+    """What operators did, month by month; entries are written once and never changed."""
+
+    def __init__(self, wire: DynamoWire, table: str) -> None:
+        self._wire = wire
+        self._table = table
+
+    def record(self, entry: AuditEntry) -> None:
+        """Write it down. Raises StorageUnavailableError: then nothing was to be done."""
+        at = format_time(entry.at)
+        self._wire.call(
+            "PutItem",
+            {
+                "TableName": self._table,
+                "Item": {
+                    "pk": {"S": f"audit#{at[:7]}"},
+                    "sk": {"S": f"{at}#{uuid.uuid4().hex[:8]}"},
+                    "actor": {"S": entry.actor},
+                    "action": {"S": entry.action},
+                    "subject": {"S": entry.subject},
+                    "reason": {"S": entry.reason},
+                    "outcome": {"S": entry.outcome},
+                },
+            },
+        )
+
+    def list_month(self, month: str) -> Iterator[AuditEntry]:
+        """The entries of a month (`YYYY-MM`), oldest first."""
+        request = {
+            "TableName": self._table,
+            "KeyConditionExpression": "pk = :pk",
+            "ExpressionAttributeValues": {":pk": {"S": f"audit#{month}"}},
+            "ConsistentRead": True,
+        }
+        for item in query_pages(self._wire, request):
+            yield AuditEntry(
+                parse_time(item["sk"]["S"].partition("#")[0]),
+                *(item[name]["S"] for name in ("actor", "action", "subject", "reason", "outcome")),
+            )
 
 
 class DynamoRunCursor:

@@ -1,0 +1,244 @@
+"""`books`: do ledger and bill agree? Compare, see what does not, let an invoice go."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import boto3
+import click
+
+from infra.cli.operator import Trail, reason_options
+from infra.cli.stack_access import Stack, open_stack, stack_option
+from infra.cli.stripe_access import read_key, stripe_options
+from meterline.adapters.dynamodb_accounts import DynamoAccounts
+from meterline.adapters.dynamodb_books import (
+    DynamoAuditTrail,
+    DynamoFindings,
+    DynamoInvoiceChecks,
+)
+from meterline.adapters.dynamodb_catalog import DynamoPlans
+from meterline.adapters.dynamodb_ledger import DynamoLedger
+from meterline.adapters.dynamodb_sending_records import DynamoSendingRecords
+from meterline.adapters.dynamodb_wire import DynamoWire
+from meterline.adapters.sqs_emission import SqsEmissionInbox
+from meterline.adapters.sqs_emission_queue import SqsEmissionQueue
+from meterline.adapters.sqs_parked import SqsParked
+from meterline.adapters.stripe_invoices import StripeInvoices
+from meterline.adapters.stripe_usage import StripeUsage
+from meterline.bootstrap import make_reconciliation
+from meterline.catalog import load_meters
+from meterline.domain.invoice_checks import InvoiceCheck
+from meterline.domain.reconciliation import Difference
+from meterline.errors import MeterlineError
+from meterline.services.reconcile_customers import ReconcileCustomers
+from meterline.services.settle_invoices import LatePolicy, SettleInvoices
+
+
+@click.group("books")
+def command() -> None:
+    """Ledger and bill: compare them, see what differs, let an invoice go."""
+
+
+@command.command("reconcile")
+@click.argument("customers", nargs=-1)
+@click.option("--repair/--no-repair", default=False, show_default=True, help="Mend what is safe.")
+@click.option("--closely", is_flag=True, help="Every hour of the period, not only the last days.")
+@stripe_options
+@stack_option
+def reconcile(
+    stack_name: str,
+    customers: tuple[str, ...],
+    stripe_url: str | None,
+    key_file: Path | None,
+    *,
+    repair: bool,
+    closely: bool,
+    live: bool,
+) -> None:
+    """Compare CUSTOMERS, or all, with Stripe now; exit status 1 if any differ."""
+    key = read_key(key_file, live=live)
+    stack = open_stack(stack_name)
+    wire = stack.wire()
+    queue_url = stack.outputs["EmissionsQueueUrl"]
+    dead_url = stack.outputs["EmissionsDeadLetterQueueUrl"]
+    sqs = boto3.client("sqs")
+    job, counted = make_reconciliation(
+        wire,
+        events_table=stack.table("Events"),
+        totals_table=stack.table("Totals"),
+        emissions_table=stack.table("Emissions"),
+        books_table=stack.table("Books"),
+        billed=StripeUsage(lambda: key, api_base=stripe_url, timeout_s=30.0),
+        parked=SqsParked(dead_url, sqs),
+        queue=SqsEmissionQueue(queue_url, sqs),
+        inbox=SqsEmissionInbox(queue_url, dead_url, lambda: sqs),
+    )
+    accounts = DynamoAccounts(wire, stack.table("Accounts"))
+    run = ReconcileCustomers(accounts, accounts, counted, job, load_meters())(
+        datetime.now(UTC), customers=customers, repair=repair, closely=closely
+    )
+    for books in run.books:
+        if not books.agrees:
+            click.echo(
+                f"{books.customer}\t{books.meter}\tledger {books.local_sub_units}"
+                f"\tbilled {books.billed_sub_units}"
+            )
+        for difference in books.differences:
+            click.echo(f"  {_describe(difference)}")
+        for repaired in books.repaired:
+            click.echo(f"  {repaired.repair}: {repaired.about}")
+        for settled in books.settled:
+            click.echo(
+                f"  unknown sends of {settled.minute:%Y-%m-%dT%H:%M}Z: {settled.billed} billed, "
+                f"{settled.sent_again} sent again, {settled.undecided} undecided {settled.why}"
+            )
+    for customer, why in run.failed.items():
+        click.echo(f"{customer}: {why}", err=True)
+    agree = sum(books.agrees for books in run.books)
+    click.echo(f"{agree} of {len(run.books)} agree, {len(run.failed)} could not be compared")
+    if run.failed or agree < len(run.books):
+        raise SystemExit(1)
+
+
+@command.command("findings")
+@stack_option
+def findings(stack_name: str) -> None:
+    """Differences that did not go away, one a line: customer, meter, hour, what is known."""
+    stack = open_stack(stack_name)
+    for difference in DynamoFindings(stack.wire(), stack.table("Books")).list_open():
+        key = difference.key
+        click.echo(f"{key.customer}\t{key.meter}\t{_describe(difference)}")
+
+
+@command.command("invoices")
+@stack_option
+def invoices(stack_name: str) -> None:
+    """Invoices that are held, or final and different."""
+    stack = open_stack(stack_name)
+    for check in DynamoInvoiceChecks(stack.wire(), stack.table("Books")).list_open():
+        if not check.agrees:
+            click.echo(_describe_check(check))
+
+
+@command.command("check")
+@click.argument("invoice")
+@stripe_options
+@reason_options
+@stack_option
+def check(
+    stack_name: str,
+    invoice: str,
+    actor: str,
+    reason: str,
+    stripe_url: str | None,
+    key_file: Path | None,
+    *,
+    live: bool,
+) -> None:
+    """Compare INVOICE with the ledger now: hold it, let it go, settle what came late."""
+    stack, wire = _open(stack_name)
+    trail = Trail(stack, wire, actor, reason)
+    trail.record("check invoice", invoice, "begun")
+    try:
+        settled = _settlement(stack, wire, read_key(key_file, live=live), stripe_url)(
+            invoice, datetime.now(UTC)
+        )
+    except MeterlineError as error:
+        raise click.ClickException(f"{type(error).__name__}: {error}") from error
+    if settled is None or settled.check is None:
+        click.echo("nothing on it is metered by us")
+        return
+    for late in settled.late:
+        how = "waived" if late.waived else f"item {late.item}"
+        click.echo(f"late: {late.sub_units} sub-units, {late.amount_minor} minor, {how}")
+    trail.record("check invoice", invoice, settled.check.state)
+    click.echo(_describe_check(settled.check))
+
+
+@command.command("release")
+@click.argument("invoice")
+@stripe_options
+@reason_options
+@stack_option
+def release(
+    stack_name: str,
+    invoice: str,
+    actor: str,
+    reason: str,
+    stripe_url: str | None,
+    key_file: Path | None,
+    *,
+    live: bool,
+) -> None:
+    """Let the held INVOICE go although it differs from the ledger."""
+    stack, wire = _open(stack_name)
+    trail = Trail(stack, wire, actor, reason)
+    trail.record("release invoice", invoice, "begun")
+    try:
+        _settlement(stack, wire, read_key(key_file, live=live), stripe_url).release(
+            invoice, actor=actor, reason=reason, now=datetime.now(UTC)
+        )
+    except MeterlineError as error:
+        raise click.ClickException(f"{type(error).__name__}: {error}") from error
+    trail.record("release invoice", invoice, "released")
+    click.echo(f"{invoice} goes its way; Stripe finalises it within an hour or so")
+
+
+@command.command("audit")
+@click.option("--month", help="YYYY-MM; this one if not given.")
+@stack_option
+def audit(stack_name: str, month: str | None) -> None:
+    """What operators did: when, who, what, to which thing, what came of it, why."""
+    stack = open_stack(stack_name)
+    trail = DynamoAuditTrail(stack.wire(), stack.table("Books"))
+    for entry in trail.list_month(month or f"{datetime.now(UTC):%Y-%m}"):
+        click.echo(
+            f"{entry.at:%Y-%m-%dT%H:%M:%SZ}\t{entry.actor}\t{entry.action}\t{entry.subject}"
+            f"\t{entry.outcome}\t{entry.reason}"
+        )
+
+
+def _open(stack_name: str) -> tuple[Stack, DynamoWire]:
+    stack = open_stack(stack_name)
+    return stack, stack.wire()
+
+
+def _settlement(
+    stack: Stack,
+    wire: DynamoWire,
+    key: str,
+    stripe_url: str | None,
+    environment: Mapping[str, str] = os.environ,
+) -> SettleInvoices:
+    records = DynamoSendingRecords(wire, stack.table("Emissions"))
+    return SettleInvoices(
+        StripeInvoices(lambda: key, api_base=stripe_url, timeout_s=30.0),
+        DynamoInvoiceChecks(wire, stack.table("Books")),
+        DynamoAccounts(wire, stack.table("Accounts")),
+        DynamoLedger(wire, stack.table("Events")),
+        DynamoPlans(wire, stack.table("Accounts")),
+        records,
+        load_meters(),
+        policy=LatePolicy(environment.get("LATE_USAGE_POLICY", LatePolicy.BILL)),
+    )
+
+
+def _describe(difference: Difference) -> str:
+    causes = ", ".join(
+        f"{each.cause} {each.sub_units}" + (f" ({each.reason})" if each.reason else "")
+        for each in difference.explanations
+    )
+    return f"{difference.key.hour:%Y-%m-%dT%H}Z\t{difference.missing_sub_units} missing: {causes}"
+
+
+def _describe_check(check: InvoiceCheck) -> str:
+    spans = "; ".join(
+        f"{span.meter} {span.period.start:%Y-%m-%d}..{span.period.end:%Y-%m-%d}: ledger "
+        f"{span.ledger_sub_units}, billed {span.billed_sub_units}, settled "
+        f"{span.settled_sub_units}, {span.events} events, digest {span.digest}"
+        for span in check.spans
+    )
+    return f"{check.invoice}\t{check.customer}\t{check.state}\t{spans}"
