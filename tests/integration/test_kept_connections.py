@@ -20,7 +20,8 @@ class CountingHandler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.path == "/drop":
+        is_gone = self.connection in self.server.gone  # type: ignore[attr-defined]
+        if self.path == "/drop" or is_gone:
             self.close_connection = True
             return
         self.send_response(200)
@@ -43,6 +44,8 @@ class CountingServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), CountingHandler)
         self.accepted: list[socket.socket] = []
+        self.gone: list[socket.socket] = []
+        """Connections that look alive and give no answer any more."""
 
     def get_request(self) -> tuple[socket.socket, object]:
         connection, address = super().get_request()
@@ -99,6 +102,26 @@ def test_a_call_without_an_answer_says_so_and_is_not_repeated(
     with pytest.raises(NoAnswerError):
         connections.post("/drop", b"x", {})
     assert len(server.accepted) == 1
+
+
+def test_one_try_is_lost_to_connections_that_all_died_unseen(server: CountingServer) -> None:
+    connections = make_connections(server.server_port, kept=8)
+    together = threading.Barrier(8)
+
+    def post() -> None:
+        together.wait()
+        connections.post("/", b"x" * 1_000_000, {})
+
+    threads = [threading.Thread(target=post) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(server.accepted) > 1
+    server.gone = list(server.accepted)
+    with pytest.raises(NoAnswerError):
+        connections.post("/", b"y", {})
+    assert connections.post("/", b"y", {}) == (200, b"y")
 
 
 def test_where_nobody_listens_there_is_no_answer() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ssl
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
 from urllib3.util import Url
@@ -40,6 +41,8 @@ class KeptConnections:
             content = answer.read()
         except (OSError, HTTPException) as error:
             connection.close()
+            # Idle ones broke with it, as after a function was frozen: the next try gets a new one.
+            self._drop_idle()
             raise NoAnswerError(f"{type(error).__name__}: {error}") from error
         if answer.will_close or len(self._idle) >= self._kept:
             connection.close()
@@ -57,6 +60,11 @@ class KeptConnections:
             if connection.sock is not None and not wait_for_read(connection.sock, timeout=0.0):
                 return connection
             connection.close()
+
+    def _drop_idle(self) -> None:
+        for _ in range(len(self._idle)):
+            with suppress(IndexError):  # Another thread may have taken it.
+                self._idle.pop().close()
 
     def _connect(self) -> HTTPConnection:
         host, port = self._address.host or "", self._address.port
