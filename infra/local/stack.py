@@ -129,6 +129,7 @@ class LocalStack:
         template = self._build()
         self._start_emulator()
         self._store_secret()
+        self._prepare_notifications()
         self._deploy(template)
         if self._enforce_iam:
             self._grant_what_only_the_emulator_asks_for()
@@ -259,6 +260,13 @@ class LocalStack:
         self.client("secretsmanager").create_secret(
             Name="meterline/stripe", SecretString=json.dumps({"api_key": self._stripe_key})
         )
+
+    def _prepare_notifications(self) -> None:
+        """Nobody is told anything until a test or a run says where; mail goes to the emulator."""
+        self.client("secretsmanager").create_secret(
+            Name="meterline/notifications", SecretString="{}"
+        )
+        self.client("ses").verify_domain_identity(Domain="meterline.example")
 
     def store_webhook_secrets(self, secrets: Mapping[str, str]) -> None:
         """Put the webhooks' signing secrets, as the setup command writes them, in their place."""

@@ -34,9 +34,10 @@ def receiver(stack: LocalStack) -> Iterator[Receiver]:
                 "webhook_secret": SECRET,
             }
         )
-        manager = stack.client("secretsmanager")
-        manager.create_secret(Name="meterline/notifications", SecretString=text)
+        secret = {"SecretId": "meterline/notifications"}
+        stack.client("secretsmanager").put_secret_value(**secret, SecretString=text)
         yield receiver
+        stack.client("secretsmanager").put_secret_value(**secret, SecretString="{}")
 
 
 def list_mail(stack: LocalStack, address: str) -> list[Any]:

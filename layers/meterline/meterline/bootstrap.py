@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from meterline.services.apply_stripe_event import ApplyStripeEvent
     from meterline.services.authenticate import Authenticate
     from meterline.services.authorize_usage import AuthorizeUsage
+    from meterline.services.check_invoice import CheckInvoice
     from meterline.services.compare_usage import CompareUsage
     from meterline.services.emit_usage import EmitUsage
     from meterline.services.manage_customers import ManageCustomers
@@ -628,7 +629,29 @@ def make_invoice_settlement(environment: Environment, wire: DynamoWire) -> Settl
         DynamoSendingRecords(wire, require(environment, "EMISSIONS_TABLE")),
         load_meters(),
         policy=LatePolicy(policy),
-        observers=(),
+        observers=(_check_invoice(environment, wire),),
+    )
+
+
+def _check_invoice(environment: Environment, wire: DynamoWire) -> CheckInvoice:
+    """The look at a draft's size, on the way of its settlement."""
+    from meterline.adapters.dynamodb_guardrails import DynamoGuardrails
+    from meterline.adapters.eventbridge_bus import EventBridgeBus
+    from meterline.adapters.secrets_api_key import SecretApiKey
+    from meterline.adapters.stripe_invoice_lines import StripeInvoiceLines
+    from meterline.services.check_invoice import CheckInvoice
+
+    spikes = require(environment, "INVOICE_SPIKES")
+    if spikes not in ("tell", "hold"):
+        raise ConfigurationError(f"INVOICE_SPIKES must be tell or hold, is {spikes!r}")
+    return CheckInvoice(
+        StripeInvoiceLines(
+            SecretApiKey(require(environment, "STRIPE_SECRET_ID")),
+            api_base=environment.get("STRIPE_API_BASE") or None,
+        ),
+        DynamoGuardrails(wire, require(environment, "ACCOUNTS_TABLE")),
+        EventBridgeBus(require(environment, "EVENT_BUS")),
+        holds=spikes == "hold",
     )
 
 

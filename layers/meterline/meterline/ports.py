@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from meterline.domain.customers import Customer, User
     from meterline.domain.dropped import DroppedUsage, DropReport
     from meterline.domain.invoice_checks import BillingInvoice, InvoiceCheck
+    from meterline.domain.invoice_spikes import ComparedInvoice
     from meterline.domain.limits import Limits
     from meterline.domain.measuring import HourSplit
     from meterline.domain.messages import Message
@@ -625,6 +626,10 @@ class Guardrails(Protocol):
         """Keep it, unless it is known; whether it is new. It is open until it is published."""
         ...
 
+    def is_known(self, notification: Notification) -> bool:
+        """Whether it was recorded before, read strongly consistently."""
+        ...
+
     def mark_published(self, notification: Notification) -> None:
         """It is on the event bus."""
         ...
@@ -787,4 +792,20 @@ class EventsByKey(Protocol):
 
     def find(self, key: EventKey) -> LedgerEntry | None:
         """One event by its key, read strongly consistently."""
+        ...
+
+
+class ComparableInvoices(Protocol):
+    """The billing layer's invoices, line by line; raises `BillingUnavailableError`."""
+
+    def read(self, invoice: str) -> ComparedInvoice:
+        """The invoice with its lines as they are now."""
+        ...
+
+    def find_previous(self, invoice: str) -> ComparedInvoice | None:
+        """The newest sent invoice of the same subscription before it, both of a whole cycle."""
+        ...
+
+    def hold_spike(self, invoice: str, why: str) -> None:
+        """Keep a draft from being finalised until a person lets it; `InvoiceFinalError`."""
         ...

@@ -34,6 +34,18 @@ class DynamoGuardrails:
         """Keep it, unless it is known; whether it is new. Two write units."""
         return self._write({"Put": self._notice(notification)})
 
+    def is_known(self, notification: Notification) -> bool:
+        """Whether it was recorded before, read strongly consistently. One read unit."""
+        answer = self._wire.call(
+            "GetItem",
+            {
+                "TableName": self._table,
+                "Key": _notice_key(notification),
+                "ConsistentRead": True,
+            },
+        )
+        return "Item" in answer
+
     def mark_published(self, notification: Notification) -> None:
         """It is on the event bus. Two write units."""
         self._wire.call(

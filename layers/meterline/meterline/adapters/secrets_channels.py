@@ -17,11 +17,9 @@ from meterline.ports import DeliveryFailedError
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.parameters import SecretsProvider
 
-_MAX_AGE_S = 60
-
 
 class SecretChannels:
-    """Gives the addresses, read once a minute."""
+    """Gives the addresses, read each time: messages are rare, and a new address counts at once."""
 
     def __init__(self, secret_id: str) -> None:
         self._secret_id = secret_id
@@ -34,7 +32,7 @@ class SecretChannels:
 
             self._provider = SecretsProvider()
         try:
-            told = self._provider.get(self._secret_id, transform="json", max_age=_MAX_AGE_S)
+            told = self._provider.get(self._secret_id, transform="json", force_fetch=True)
         except GetParameterError as error:
             if _is_missing(error):
                 return {}

@@ -1,0 +1,144 @@
+"""Stripe's invoices line by line, for holding a draft against the one before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from meterline.domain.invoice_spikes import ComparedInvoice, InvoiceLine
+from meterline.domain.periods import Period
+from meterline.errors import BillingUnavailableError, InvoiceFinalError
+
+if TYPE_CHECKING:
+    import stripe
+    from stripe.params import InvoiceListParams, InvoiceUpdateParams
+
+SPIKE_KEY = "meterline_spike"
+"""Metadata of an invoice that was held for its size: why. Another mark than that of a difference
+to the ledger, which ends by itself: this hold is a person's to end."""
+_CYCLE = "subscription_cycle"
+_SENT = frozenset({"open", "paid", "uncollectible"})
+_MOST_INVOICES = 24
+
+
+class StripeInvoiceLines:
+    """Keeps `meterline.ports.ComparableInvoices`. Raises `BillingUnavailableError`."""
+
+    def __init__(
+        self,
+        api_key: Callable[[], str],
+        *,
+        api_base: str | None = None,
+        timeout_s: float = 10.0,
+        retries: int = 2,
+    ) -> None:
+        self._api_key = api_key
+        self._api_base = api_base
+        self._timeout_s = timeout_s
+        self._retries = retries
+        # A price's recurrence never changes (API reference).
+        self._metered: dict[str, bool] = {}
+
+    def read(self, invoice: str) -> ComparedInvoice:
+        """The invoice with its lines as they are now."""
+        with _translated():
+            client = self._open()
+            return self._read(client, client.v1.invoices.retrieve(invoice))
+
+    def find_previous(self, invoice: str) -> ComparedInvoice | None:
+        """The newest sent invoice of the same subscription before it, both of a whole cycle."""
+        with _translated():
+            client = self._open()
+            draft = client.v1.invoices.retrieve(invoice)
+            subscription = _subscription_of(draft)
+            if draft.billing_reason != _CYCLE or subscription is None:
+                return None
+            listing: InvoiceListParams = {
+                "subscription": subscription,
+                "created": {"lt": draft.created},
+                "limit": _MOST_INVOICES,
+            }
+            for found in client.v1.invoices.list(listing).data:
+                if found.billing_reason == _CYCLE and found.status in _SENT:
+                    return self._read(client, found)
+        return None
+
+    def hold_spike(self, invoice: str, why: str) -> None:
+        """Keep a draft from being finalised until a person lets it; `InvoiceFinalError`."""
+        import stripe
+
+        params: InvoiceUpdateParams = {"auto_advance": False, "metadata": {SPIKE_KEY: why}}
+        try:
+            with _translated():
+                self._open().v1.invoices.update(invoice, params)
+        except BillingUnavailableError as error:
+            if isinstance(error.__cause__, stripe.InvalidRequestError):
+                raise InvoiceFinalError(invoice) from error
+            raise
+
+    def _read(self, client: stripe.StripeClient, invoice: stripe.Invoice) -> ComparedInvoice:
+        lines = client.v1.invoices.line_items.list(invoice.id, {"limit": 100})
+        return ComparedInvoice(
+            invoice.id,
+            invoice.currency,
+            [self._read_line(client, line) for line in lines.auto_paging_iter()],
+        )
+
+    def _read_line(self, client: stripe.StripeClient, line: stripe.InvoiceLineItem) -> InvoiceLine:
+        details = line.pricing.price_details if line.pricing is not None else None
+        price = "" if details is None else details.price
+        price_id = price if isinstance(price, str) else price.id
+        parent = line.parent
+        item = parent.subscription_item_details if parent is not None else None
+        start, end = line.period.start, line.period.end
+        return InvoiceLine(
+            price_id,
+            line.description or price_id,
+            line.amount,
+            # A one-off item has no span: its period is a moment.
+            Period(_moment(start), _moment(max(end, start + 1))),
+            bool(price_id) and self._is_metered(client, price_id),
+            line.quantity or 0,
+            is_recurring=item is not None,
+            is_proration=bool(item is not None and item.proration),
+        )
+
+    def _is_metered(self, client: stripe.StripeClient, price: str) -> bool:
+        if price not in self._metered:
+            recurring = client.v1.prices.retrieve(price).recurring
+            self._metered[price] = recurring is not None and recurring.usage_type == "metered"
+        return self._metered[price]
+
+    def _open(self) -> stripe.StripeClient:
+        import stripe
+
+        return stripe.StripeClient(
+            self._api_key(),
+            base_addresses={"api": self._api_base} if self._api_base else {},
+            http_client=stripe.RequestsClient(timeout=self._timeout_s),
+            max_network_retries=self._retries,
+        )
+
+
+def _subscription_of(invoice: stripe.Invoice) -> str | None:
+    details = invoice.parent.subscription_details if invoice.parent is not None else None
+    if details is None:
+        return None
+    subscription: Any = details.subscription
+    return subscription if isinstance(subscription, str) else str(subscription.id)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    import stripe
+
+    try:
+        yield
+    except stripe.StripeError as error:
+        raise BillingUnavailableError(f"{type(error).__name__}: {error.user_message}") from error
+
+
+def _moment(at_s: int) -> datetime:
+    return datetime.fromtimestamp(at_s, UTC)
