@@ -81,12 +81,13 @@ def forecast_period(
         past = [so_far / max(gone, 0.25)]
     factors = _weigh_weekdays(past, today)
     model = _fit(
+        past,
         [
-            amount / factors[(today - timedelta(days=len(past) - place)).weekday()]
-            for place, amount in enumerate(past)
-        ]
+            factors[(today - timedelta(days=len(past) - place)).weekday()]
+            for place in range(len(past))
+        ],
     )
-    to_come = variance = weight = drift = 0.0
+    to_come = weight = drift = 0.0
     day, ahead = midnight, 0
     while day < period.end:
         end = min(day + timedelta(days=1), period.end)
@@ -94,13 +95,12 @@ def forecast_period(
         if part > 0:
             factor = factors[day.weekday()] * part
             to_come += factor * model.at(ahead)
-            variance += factor * factor / max(part, 1e-9)
             weight += factor
             drift += factor * model.steps(ahead)
         day, ahead = day + timedelta(days=1), ahead + 1
     # Days vary by themselves, and all of them together with the level and with the trend.
     spread = _Z_80 * sqrt(
-        variance * model.noise**2 + (weight * model.doubt) ** 2 + (drift * model.slope_doubt) ** 2
+        weight * model.noise**2 + (weight * model.doubt) ** 2 + (drift * model.slope_doubt) ** 2
     )
     expected = used + max(0.0, to_come)
     return Forecast(
@@ -159,11 +159,20 @@ def _weigh_weekdays(past: Sequence[float], today: date) -> list[float]:
     return [factor * 7 / sum(raw) for factor in raw]
 
 
-def _fit(amounts: Sequence[float]) -> _Model:
-    """A weighted line through the amounts, its slope kept as far as it is certain."""
-    count = len(amounts)
+def _fit(past: Sequence[float], factors: Sequence[float]) -> _Model:
+    """A weighted line through the amounts without their factors, its slope kept as far as it is
+    certain.
+
+    A day weighs as much as its factor, so that the levels and the factors make the amounts again:
+    else quiet days, divided by little, would speak as loud as busy ones.
+    """
+    count = len(past)
+    amounts = [amount / factor for amount, factor in zip(past, factors, strict=True)]
     places = [float(place) for place in range(-count, 0)]
-    weights = [0.5 ** (-place / _HALF_LIFE_DAYS) for place in places]
+    weights = [
+        factor * 0.5 ** (-place / _HALF_LIFE_DAYS)
+        for place, factor in zip(places, factors, strict=True)
+    ]
     total = sum(weights)
     mean = _average(weights, amounts)
     middle = _average(weights, places)

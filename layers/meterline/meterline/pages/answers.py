@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -152,14 +151,15 @@ def make_pages_app(logger: Logger, pages: Pages, answers: PageAnswers) -> APIGat
 
 def read_cookies(event: APIGatewayProxyEventV2) -> Mapping[str, str]:
     """The call's cookies by name. API Gateway hands them over as a list, the header without it."""
-    jar: SimpleCookie = SimpleCookie()
+    cookies: dict[str, str] = {}
+    # Pair by pair: one that another application wrote badly must not hide ours, as it does from
+    # http.cookies.
     for part in event.raw_event.get("cookies") or [event.headers.get("cookie") or ""]:
-        try:
-            jar.load(part)
-        except CookieError:
-            # Another application's cookie, which is nothing to us.
-            continue
-    return {name: morsel.value for name, morsel in jar.items()}
+        for pair in part.split(";"):
+            name, equals, value = pair.strip().partition("=")
+            if equals:
+                cookies.setdefault(name, value)
+    return cookies
 
 
 def find_session(event: APIGatewayProxyEventV2) -> str | None:
