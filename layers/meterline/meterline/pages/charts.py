@@ -55,8 +55,8 @@ def draw_days(
     )
     chart.x_labels = [format_short_day(day.day) for day in days]
     chart.y_labels = labels
-    if line is not None:
-        chart.y_labels_major = [float(line)]
+    # With none named, pygal would choose some: a height that no label has.
+    chart.y_labels_major = [float(line) if line is not None else -1.0]
     chart.add("usage", [float(day.quantity) for day in days])
     root: ElementTree.Element = chart.render_tree()
     _strip(root)

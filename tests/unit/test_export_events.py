@@ -1,0 +1,85 @@
+"""Exports: files that one answer can hold, and rows that a spreadsheet may open."""
+
+from __future__ import annotations
+
+import csv
+import io
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meterline.domain.period_usage import Count, DayCount
+from meterline.domain.periods import Period
+from meterline.schemas.export import COLUMNS, write_csv
+from meterline.services.export_events import ExportEvents, plan_windows
+from tests.dashboard_fakes import FakeUsage, make_entry
+
+START = datetime(2026, 11, 3, 9, 23, 41, tzinfo=UTC)
+PERIOD = Period(START, START + timedelta(days=30))
+
+
+@given(
+    events=st.lists(st.integers(0, 30 * 24 * 3600 - 1), max_size=60),
+    max_rows=st.integers(1, 10),
+)
+def test_windows_hold_every_event_once_and_no_more_than_fit(
+    events: list[int], max_rows: int
+) -> None:
+    moments = sorted(START + timedelta(seconds=each) for each in events)
+    hours: dict[date, dict[int, Count]] = {}
+    for at in moments:
+        of_day = hours.setdefault(at.date(), {})
+        of_day[at.hour] = of_day.get(at.hour, Count()).plus(Count(1, 1))
+    days = {day: DayCount(Count(), of_day) for day, of_day in hours.items()}
+    windows = plan_windows(days, PERIOD, max_rows)
+    for at in moments:
+        assert sum(window.start <= at < window.end for window in windows) == 1
+    for window in windows:
+        inside = [at for at in moments if window.start <= at < window.end]
+        assert len(inside) == window.events
+        whole_hour = len({(at.date(), at.hour) for at in inside}) == 1
+        assert len(inside) <= max_rows or whole_hour
+
+
+def test_a_file_ends_between_two_milliseconds_and_the_next_begins_there() -> None:
+    moments = [START + timedelta(milliseconds=each) for each in (0, 1, 1, 1, 2, 3)]
+    usage = FakeUsage(make_entry(at, id=str(place)) for place, at in enumerate(moments))
+    export = ExportEvents(usage, max_rows=2)
+    seen: list[str] = []
+    start, end = START, PERIOD.end
+    while True:
+        part = export("acme", start, end)
+        seen += [entry.key.id for entry in part.entries]
+        if part.next_start is None:
+            break
+        start = part.next_start
+    assert sorted(seen) == [str(place) for place in range(6)]
+    assert len(seen) == len(set(seen))
+
+
+def test_a_members_file_has_their_own_events_alone() -> None:
+    usage = FakeUsage(
+        [make_entry(START, user="u_1"), make_entry(START, user="u_2"), make_entry(START, user=None)]
+    )
+    part = ExportEvents(usage)("acme", START, PERIOD.end, user="u_2")
+    assert [entry.user for entry in part.entries] == ["u_2"]
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t"])
+def test_nothing_that_a_sender_wrote_is_a_formula(start: str) -> None:
+    entry = make_entry(START, action=f"{start}HYPERLINK(1)", user=f"{start}u", id=f"{start}1")
+    [row] = csv.DictReader(io.StringIO(write_csv([entry])))
+    for column in ("action", "user", "id"):
+        assert row[column].startswith("'" + start)
+
+
+def test_rows_are_exact_and_quoted() -> None:
+    entry = make_entry(START, "1200.500", action='say "hi", twice\nthen go', user=None)
+    text = write_csv([entry])
+    [row] = csv.DictReader(io.StringIO(text))
+    assert tuple(row) == COLUMNS
+    assert (row["quantity"], row["user"]) == ("1200.5", "")
+    assert row["action"] == 'say "hi", twice\nthen go'
+    assert row["time"] == "2026-11-03T09:23:41.000Z"
