@@ -139,6 +139,7 @@ def run(*, once: bool, trace: Path | None, calls: int, seed: int) -> bool:
         agreed = all(book.agrees for book in books)
         if not once:
             where = ENDPOINTS.relative_to(REPOSITORY)
+            _print_links(stack.api_url, keys["admin"], books)
             console.print(f"Up until Ctrl-C. {where} has the addresses and keys.")
             threading.Event().wait()
     return agreed
@@ -239,6 +240,24 @@ def _open_webhooks(stack: LocalStack, account: StripeAccount) -> str:
     return url
 
 
+def _print_links(api_url: str, admin_key: str, books: Sequence[Book]) -> None:
+    """A link to each customer's dashboard, as an app would make one for who is signed in."""
+    console.print(
+        "Dashboards; a link is good for five minutes, POST /v1/portal-sessions makes more:"
+    )
+    for book in books:
+        answer = httpx.post(
+            f"{api_url}/v1/portal-sessions",
+            json={"customer": book.customer},
+            headers={"Authorization": f"Bearer {admin_key}"},
+            timeout=30,
+        )
+        if answer.status_code != 201:
+            raise ReplayFailedError(f"portal session of {book.customer}: {answer.text}")
+        # Whole, so that a terminal can follow it.
+        console.print(f"  {book.customer}: {answer.json()['url']}", soft_wrap=True, highlight=False)
+
+
 def _write_endpoints(
     stack: LocalStack,
     account: StripeAccount,
@@ -250,6 +269,7 @@ def _write_endpoints(
     endpoints: dict[str, Any] = {
         "api": stack.api_url,
         "webhook": webhook_url,
+        "dashboard": f"{stack.api_url}/settings/usage",
         "stripe": account.url or "https://api.stripe.com",
         "stripe_key": account.key,
         "aws": stack.aws_url,
