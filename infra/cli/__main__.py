@@ -12,6 +12,7 @@ import click
 COMMANDS = (
     "advise",
     "books",
+    "breaker",
     "catalog",
     "customers",
     "dead-letters",

@@ -1,0 +1,125 @@
+"""`breaker`: what the breaker would have done on past usage, for tuning it before it freezes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import click
+
+from infra.cli.past_usage import CsvDefaults, Gaps, PastEvent, read_csv, read_entries
+from infra.cli.stack_access import open_stack, stack_option
+from meterline.adapters.dynamodb_accounts import DynamoAccounts
+from meterline.adapters.dynamodb_ledger import DynamoLedger
+from meterline.catalog import load_meters
+from meterline.catalog.guardrails import load_breaker_rule
+from meterline.catalog.rate_cards import load_rate_card
+from meterline.domain.breaker_replay import ReplayedTrip, replay_usage
+from meterline.domain.meters import Meter
+from meterline.errors import RejectedEventError
+
+_PAGE = 100
+
+
+@click.group("breaker")
+def command() -> None:
+    """The breaker, which freezes a customer whose usage runs away."""
+
+
+@command.command("replay")
+@click.option("--csv", "csv_file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--provider", default="openai", show_default=True, help="Of rows that name none.")
+@click.option("--model", default="gpt-4o", show_default=True, help="Of rows that name none.")
+@click.option("--days", default=60, show_default=True, help="Of the ledger, up to now.")
+@click.option("--meter", "meter_id", default="credits", show_default=True)
+@click.argument("customers", nargs=-1)
+@stack_option
+def replay(
+    stack_name: str,
+    customers: tuple[str, ...],
+    csv_file: Path | None,
+    provider: str,
+    model: str,
+    days: int,
+    meter_id: str,
+) -> None:
+    """Say which of CUSTOMERS (all without any) it would have frozen, and when.
+
+    Reads the deployed ledger, or a file of past requests with --csv.
+    """
+    meter = load_meters().get(meter_id)
+    if meter is None:
+        raise click.ClickException(f"There is no meter {meter_id}.")
+    gaps = Gaps()
+    if csv_file is not None:
+        past: Iterable[PastEvent] = read_csv(csv_file, CsvDefaults("all", provider, model), gaps)
+    else:
+        past = _read_ledger(stack_name, customers, days)
+    uses = collect_uses(past, meter, gaps)
+    rule = load_breaker_rule()
+    frozen = 0
+    for customer in sorted(uses):
+        trips = list(replay_usage(sorted(uses[customer]), rule, meter.id))
+        frozen += bool(trips)
+        for trip in trips:
+            click.echo(f"{customer}  {_describe(trip, meter)}")
+    click.echo(
+        f"{len(uses)} customers, {sum(map(len, uses.values()))} events: "
+        f"{frozen} would have been frozen."
+    )
+    for why, count in gaps.events.items():
+        click.echo(f"left out: {count} x {why}", err=True)
+
+
+def collect_uses(
+    past: Iterable[PastEvent], meter: Meter, gaps: Gaps
+) -> dict[str, list[tuple[int, int]]]:
+    """Second and sub-units of each customer's events of a meter; tokens by today's rate card."""
+    uses: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+    for event in past:
+        if event.quantity is not None:
+            if event.meter == meter.id:
+                uses[event.customer].append(
+                    (int(event.at.timestamp()), meter.to_sub_units(event.quantity))
+                )
+            continue
+        try:
+            card = load_rate_card().at(event.at)
+            quantity = card.credits(
+                event.provider or "", event.model or "", event.usage or {}, meter
+            )
+        except RejectedEventError as error:
+            gaps.add(error.code, event)
+            continue
+        uses[event.customer].append((int(event.at.timestamp()), meter.to_sub_units(quantity)))
+    return dict(uses)
+
+
+def _describe(replayed: ReplayedTrip, meter: Meter) -> str:
+    trip = replayed.trip
+    hour, typical, threshold = (
+        meter.from_sub_units(each) for each in (trip.hour, trip.typical_day, trip.threshold)
+    )
+    return (
+        f"{datetime.fromtimestamp(replayed.at_s, UTC):%Y-%m-%dT%H:%M:%SZ}  {hour:,f} {meter.unit}s "
+        f"within an hour; typical day {typical:,f}, stops at {threshold:,f}"
+    )
+
+
+def _read_ledger(stack_name: str, customers: tuple[str, ...], days: int) -> Iterator[PastEvent]:
+    stack = open_stack(stack_name)
+    wire = stack.wire()
+    ledger = DynamoLedger(wire, stack.table("Events"))
+    accounts = DynamoAccounts(wire, stack.table("Accounts"))
+    end = datetime.now(UTC)
+    for customer in customers or _list_customers(accounts):
+        yield from read_entries(ledger.events_between(customer, end - timedelta(days=days), end))
+
+
+def _list_customers(accounts: DynamoAccounts) -> Iterator[str]:
+    after: str | None = None
+    while page := accounts.list_customers(_PAGE, after):
+        yield from (customer.id for customer in page)
+        after = page[-1].id
