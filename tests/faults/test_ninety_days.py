@@ -1,0 +1,20 @@
+"""Ninety days with everything that goes wrong: every invoice is the ledger's, to the cent."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.ninety_days import describe, simulate
+
+
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize("seed", [1])
+def test_ninety_days_end_with_every_invoice_equal_to_the_ledger(
+    dynamodb_local: str, seed: int
+) -> None:
+    row = simulate(dynamodb_local, seed, customers=4)
+    print(describe(row))
+    assert row.wrong == []
+    assert row.invoices >= 8
+    assert row.faults
+    assert row.crashes
