@@ -390,7 +390,7 @@ class CustomersByBilling(Protocol):
     """Who is who, from the billing layer's side."""
 
     def of_billing_customer(self, billing_customer: str) -> Sequence[str]:
-        """The customers with that id at the billing layer; read a moment late."""
+        """The customers with that id at the billing layer, as it is now."""
         ...
 
 

@@ -177,6 +177,7 @@ def test_an_id_at_the_billing_layer_is_one_customers_until_it_lets_go(
     accounts.put_customer(customer, profile(customer), NOW)
     accounts.put_customer(customer, profile(customer), NOW)
     assert accounts.find_by_billing_customer(shared) == customer
+    assert accounts.of_billing_customer(shared) == [customer]
     with pytest.raises(BillingCustomerTakenError):
         accounts.put_customer(other, profile(customer), NOW)
     assert accounts.get_customer(other) is None
@@ -185,6 +186,7 @@ def test_an_id_at_the_billing_layer_is_one_customers_until_it_lets_go(
         accounts.put_customer(other, profile(customer), NOW)
     accounts.put_customer(customer, profile(customer, "cus_2"), NOW)
     assert accounts.find_by_billing_customer(shared) is None
+    assert accounts.of_billing_customer(shared) == []
     assert accounts.find_by_billing_customer(f"cus_2_{customer}") == customer
     accounts.put_customer(other, profile(customer), NOW)
     assert accounts.find_by_billing_customer(shared) == other

@@ -193,14 +193,13 @@ class DynamoAccounts:
         return [read_customer(item) for item in self._query(request, limit)]
 
     def of_billing_customer(self, billing_customer: str) -> Sequence[str]:
-        """The customers with that id at the billing layer; read from an index, a moment late."""
-        request = {
-            "TableName": self._table,
-            "IndexName": "by_billing_customer",
-            "KeyConditionExpression": "billing_customer = :id",
-            "ExpressionAttributeValues": {":id": {"S": billing_customer}},
-        }
-        return [item["pk"]["S"].removeprefix("customer#") for item in self._query(request)]
+        """The customer with that id at the billing layer, as a list of one or none.
+
+        Read strongly consistently: an event that comes right after a customer was linked is not
+        taken for somebody else's.
+        """
+        found = self.find_by_billing_customer(billing_customer)
+        return [found] if found is not None else []
 
     def list_users(self, customer: str) -> Sequence[User]:
         """The customer's users by id, read strongly consistently."""
