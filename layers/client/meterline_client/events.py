@@ -6,6 +6,7 @@ import itertools
 import os
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii as _quote
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -104,6 +105,23 @@ class Work(NamedTuple):
     status: str | None = None
 
 
+@lru_cache(maxsize=512)
+def _write_who(
+    meter: str, user: str | None, action: str | None, provider: str | None, model: str | None
+) -> str:
+    """What many events of one process have in common."""
+    data = f'"meter":{_quote(meter)}'
+    if user is not None:
+        data += f',"user":{_quote(user)}'
+    if action is not None:
+        data += f',"action":{_quote(action)}'
+    if provider is not None:
+        data += f',"provider":{_quote(provider)}'
+    if model is not None:
+        data += f',"model":{_quote(model)}'
+    return data
+
+
 def encode_event(
     event_id: str, source: str, ended_at_s: float, attribution: Attribution, work: Work
 ) -> bytes:
@@ -113,15 +131,7 @@ def encode_event(
     """
     # Written by hand: the strings are escaped by the json module, the rest is whole numbers, and a
     # general encoder would take three times as long on the calling thread.
-    data = f'"meter":{_quote(work.meter)}'
-    if attribution.user is not None:
-        data += f',"user":{_quote(attribution.user)}'
-    if attribution.action is not None:
-        data += f',"action":{_quote(attribution.action)}'
-    if work.provider is not None:
-        data += f',"provider":{_quote(work.provider)}'
-    if work.model is not None:
-        data += f',"model":{_quote(work.model)}'
+    data = _write_who(work.meter, attribution.user, attribution.action, work.provider, work.model)
     if work.usage is not None:
         counts = ",".join([f"{_quote(kind)}:{count:d}" for kind, count in work.usage.items()])
         data += f',"usage":{{{counts}}}'

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
+from meterline_client.sdk_objects import flatten, is_sdk_object
+
 MAX_COUNT = 1_000_000_000
 """The largest count believed of one call; the largest context windows hold ten million tokens."""
 
@@ -41,8 +43,7 @@ class CallUnsuccessfulError(UsageUnreadableError):
         self.status = status
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """What one successful call used, in disjoint kinds: their sum counts every token once.
 
     `input_tokens` (neither read from nor written to a cache), `cache_read_tokens`,
@@ -158,8 +159,8 @@ class OpenAIChatStream:
     __slots__ = ("_ended", "_first", "_last", "_open", "_trailing", "_usage", "failed")
 
     def __init__(self) -> None:
-        self._first: Reported = None
-        self._last: Reported = None
+        self._first: Mapping[str, Any] | None = None
+        self._last: Mapping[str, Any] | None = None
         self._usage: Mapping[str, Any] | None = None
         self._open: set[int] = set()
         self._ended = False
@@ -177,7 +178,7 @@ class OpenAIChatStream:
     def feed(self, chunk: Reported) -> None:
         """Take one chunk, as a mapping or as the SDK's object."""
         if self._first is None:
-            self._first = chunk
+            self._first = _name_parts(chunk)
         choices = _field(chunk, "choices")
         for choice in choices or ():
             reason = _field(choice, "finish_reason")
@@ -193,19 +194,16 @@ class OpenAIChatStream:
         usage = _plain(_field(chunk, "usage"))
         if usage is not None:
             self._usage = usage
-            self._last = chunk
+            self._last = _name_parts(chunk)
             self._trailing = not choices
 
     def usage(self) -> Usage | None:
         """What has been reported so far, or None; raises UsageMalformedError."""
-        if self._usage is None:
+        if self._usage is None or self._first is None or self._last is None:
             return None
         if not _CHAT.fits(self._usage):
             raise UsageMissingError("the stream's usage has no prompt_tokens")
-        body = {
-            name: _field(self._last, name) or _field(self._first, name)
-            for name in ("model", "id", "service_tier")
-        }
+        body = {name: self._last[name] or self._first[name] for name in _NAMED}
         return _make_usage(_CHAT, self._usage, body)
 
 
@@ -229,8 +227,9 @@ class OpenAIResponsesStream:
         """Take one event, as a mapping or as the SDK's object; other events are ignored."""
         kind = _field(event, "type")
         if kind in ("response.completed", "response.incomplete", "response.failed"):
-            self._response = _field(event, "response")
-            self._usage = _plain(_field(self._response, "usage"))
+            response = _field(event, "response")
+            self._response = _name_parts(response)
+            self._usage = _plain(_field(response, "usage"))
             self.failed = self.failed or kind == "response.failed"
         elif kind == "error":
             self.failed = True
@@ -242,6 +241,14 @@ class OpenAIResponsesStream:
         if not _RESPONSES.fits(self._usage):
             raise UsageMissingError("the stream's usage has no input_tokens")
         return _make_usage(_RESPONSES, self._usage, self._response)
+
+
+_NAMED = ("model", "id", "service_tier")
+
+
+def _name_parts(reported: Reported) -> dict[str, Any]:
+    """Copied at once: an app that passes events on may put its own names into them."""
+    return {name: _field(reported, name) for name in _NAMED}
 
 
 class _Counts(NamedTuple):
@@ -349,10 +356,13 @@ def _read_tier(usage: Mapping[str, Any], body: Reported) -> str | None:
         usage.get("serviceTier"),
         usage.get("trafficType"),
         _field(body, "service_tier"),
-        _field(_field(body, "serviceTier"), "type"),
+        _field(body, "serviceTier"),
     ):
-        if isinstance(value, str) and value.lower() not in _STANDARD_TIERS:
-            return value.lower().removeprefix("on_demand_")  # Google: ON_DEMAND_FLEX
+        if value is None:
+            continue
+        tier = value if isinstance(value, str) else _field(value, "type")
+        if isinstance(tier, str) and tier.lower() not in _STANDARD_TIERS:
+            return tier.lower().removeprefix("on_demand_")  # Google: ON_DEMAND_FLEX
     return None
 
 
@@ -617,6 +627,10 @@ def _count(usage: Mapping[str, Any], name: str) -> int:
     value = usage.get(name)
     if value is None:
         return 0
+    return _believe(value, name)
+
+
+def _believe(value: object, name: str) -> int:
     if type(value) is not int:
         raise UsageMalformedError(f"{name} is not a whole number: {type(value).__name__}")
     if not 0 <= value <= MAX_COUNT:
@@ -625,9 +639,10 @@ def _count(usage: Mapping[str, Any], name: str) -> int:
 
 
 def _required(usage: Mapping[str, Any], name: str) -> int:
-    if usage.get(name) is None:
+    value = usage.get(name)
+    if value is None:
         raise UsageMalformedError(f"{name} is missing")
-    return _count(usage, name)
+    return _believe(value, name)
 
 
 def _first_count(*places: tuple[Mapping[str, Any], str]) -> int:
@@ -672,6 +687,8 @@ def _field(reported: Reported, name: str) -> Any:
 def _plain(reported: Reported) -> Mapping[str, Any] | None:
     if reported is None or type(reported) is dict or isinstance(reported, Mapping):
         return reported
+    if is_sdk_object(reported):
+        return flatten(reported)
     if hasattr(reported, "to_dict"):
         plain = reported.to_dict()
         if isinstance(plain, Mapping):

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 from meterline_client.calls import Call, read_response_id
 from meterline_client.reading import Usage
-from meterline_client.sdk_objects import summarize_event
 
 
 class Accumulator(Protocol):
@@ -26,8 +25,23 @@ class Accumulator(Protocol):
         """What has been reported so far."""
 
 
+MAX_EARLY = 4
+"""How many events are kept to find the response's id in, should its usage never come."""
+
 Filter = Callable[[Any], bool]
 """Says whether one event of a stream says anything of usage."""
+
+
+_MESSAGES_KINDS = frozenset({"message_start", "message_delta", "error"})
+_RESPONSES_KINDS = frozenset(
+    {
+        "response.created",
+        "response.completed",
+        "response.incomplete",
+        "response.failed",
+        "error",
+    }
+)
 
 
 def keep_all() -> Filter:
@@ -37,22 +51,12 @@ def keep_all() -> Filter:
 
 def filter_messages() -> Filter:
     """Of Anthropic's events, those that carry usage or an error."""
-    kinds = frozenset({"message_start", "message_delta", "error"})
-    return lambda event: getattr(event, "type", None) in kinds
+    return lambda event: getattr(event, "type", None) in _MESSAGES_KINDS
 
 
 def filter_responses() -> Filter:
     """Of the Responses' events, the first, which names the response, and the last."""
-    kinds = frozenset(
-        {
-            "response.created",
-            "response.completed",
-            "response.incomplete",
-            "response.failed",
-            "error",
-        }
-    )
-    return lambda event: getattr(event, "type", None) in kinds
+    return lambda event: getattr(event, "type", None) in _RESPONSES_KINDS
 
 
 def filter_chat() -> Filter:
@@ -60,12 +64,17 @@ def filter_chat() -> Filter:
     known: set[int] = set()
 
     def matters(chunk: Any) -> bool:
-        if getattr(chunk, "usage", None) is not None:
-            return True
-        for choice in getattr(chunk, "choices", None) or ():
-            if choice.finish_reason is not None or choice.index not in known:
-                known.add(choice.index)
+        # Asked of every chunk: plain attributes cost a third of `getattr` with a default.
+        try:
+            if chunk.usage is not None:
                 return True
+            for choice in chunk.choices:
+                if choice.finish_reason is not None or choice.index not in known:
+                    known.add(choice.index)
+                    return True
+        except (AttributeError, TypeError):
+            # A gateway's own: without choices it says nothing, and with odd ones it is looked at.
+            return bool(getattr(chunk, "choices", None))
         return False
 
     return matters
@@ -78,8 +87,8 @@ class StreamWatch:
         "_accumulator",
         "_broken",
         "_call",
+        "_early",
         "_hide_usage",
-        "_response_id",
         "is_reading",
         "matters",
     )
@@ -92,7 +101,8 @@ class StreamWatch:
         """Whether `see` need be told of an event: asked of each, so that most cost little."""
         self._accumulator = accumulator
         self._hide_usage = hide_usage
-        self._response_id: str | None = None
+        self._early: list[Any] = []
+        """The first events seen: one of them names the response."""
         self._broken: str | None = None
         self.is_reading = False
         """The next event is being read: a response that closes now may still yield events."""
@@ -104,9 +114,9 @@ class StreamWatch:
         `chunk.choices[0]` does not expect a chunk without choices.
         """
         try:
-            self._accumulator.feed(summarize_event(event))
-            if self._response_id is None:
-                self._response_id = _find_id(event)
+            self._accumulator.feed(event)
+            if len(self._early) < MAX_EARLY:
+                self._early.append(event)
             if self._hide_usage:
                 return bool(event.choices) or getattr(event, "usage", None) is None
         except Exception as error:  # noqa: BLE001 - the app's stream must go on
@@ -142,17 +152,20 @@ class StreamWatch:
         try:
             usage = accumulator.usage()
         except Exception as error:  # noqa: BLE001 - the app's stream must end as it would have
-            call.give_up(f"the stream's usage cannot be read: {error!r}", self._response_id)
+            call.give_up(f"the stream's usage cannot be read: {error!r}", self._find_id())
             return
         if usage is None:
-            call.give_up(f"{reason}, and no usage was reported", self._response_id)
+            call.give_up(f"{reason}, and no usage was reported", self._find_id())
         elif accumulator.complete:
             call.settle(usage)
         else:
             call.settle(usage, partial=True)
 
+    def _find_id(self) -> str | None:
+        return next(filter(None, map(_read_id, self._early)), None)
 
-def _find_id(event: Any) -> str | None:
+
+def _read_id(event: Any) -> str | None:
     if isinstance(event, Mapping):
         holders = [event, event.get("message"), event.get("response")]
     else:
@@ -168,6 +181,29 @@ class WatchedIterator(Iterator[Any]):
     def __init__(self, inner: Iterator[Any], watch: StreamWatch) -> None:
         self._inner = inner
         self._watch = watch
+
+    def __iter__(self) -> Iterator[Any]:
+        """As `__next__` again and again, for half of its cost: a generator is resumed in C."""
+        watch = self._watch
+        matters = watch.matters
+        try:
+            watch.is_reading = True
+            for event in self._inner:
+                if matters(event) and not watch.see(event):
+                    continue
+                watch.is_reading = False
+                yield event
+                watch.is_reading = True
+        except GeneratorExit:
+            # The loop was left, not the stream: it may be read on, and is settled when it is gone.
+            raise
+        except BaseException as error:
+            watch.settle_on_error(error)
+            raise
+        else:
+            watch.settle("the stream ended")
+        finally:
+            watch.is_reading = False
 
     def __next__(self) -> Any:
         watch = self._watch

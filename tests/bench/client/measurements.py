@@ -66,6 +66,21 @@ class Comparison:
     bare_us: list[float]
     metered_us: list[float]
     background_us: float
+    calls: int
+    """Of each kind in a block."""
+
+    def added_us(self) -> float:
+        """What metering adds to the calling thread: the median over all blocks.
+
+        Each block's own medians are compared: its calls are some ms apart, and so the machine's
+        slow and fast spells, which are far apart, fall out.
+        """
+        starts = range(0, len(self.bare_us), self.calls)
+        return statistics.median(
+            statistics.median(self.metered_us[start : start + self.calls])
+            - statistics.median(self.bare_us[start : start + self.calls])
+            for start in starts
+        )
 
 
 def compare(
@@ -101,14 +116,7 @@ def compare(
     finish()
     behind_ns = time.process_time_ns() - process_ns - (time.thread_time_ns() - thread_ns)
     gc.enable()
-    return Comparison(*found, behind_ns / 1_000 / (blocks * calls))
-
-
-def interquartile_mean(values: list[float]) -> float:
-    """The mean of the middle half: neither one outlier nor one mode decides it."""
-    ordered = sorted(values)
-    quarter = len(ordered) // 4
-    return statistics.fmean(ordered[quarter : len(ordered) - quarter])
+    return Comparison(*found, behind_ns / 1_000 / (blocks * calls), calls)
 
 
 def rows_of_calls(url: str, spool: Path, *, blocks: int, calls: int) -> list[Row]:
@@ -162,8 +170,8 @@ def rows_of_calls(url: str, spool: Path, *, blocks: int, calls: int) -> list[Row
                 calls=calls,
                 rng=rng,
             )
-            base_us = interquartile_mean(found.bare_us)
-            caller_us = interquartile_mean(found.metered_us) - base_us
+            base_us = statistics.median(found.bare_us)
+            caller_us = found.added_us()
             added_us = caller_us + found.background_us
             rows.append(
                 Row(
@@ -174,11 +182,9 @@ def rows_of_calls(url: str, spool: Path, *, blocks: int, calls: int) -> list[Row
                     "<= 5%",
                 )
             )
-            base_us = statistics.median(found.bare_us)
-            caller_us = statistics.median(found.metered_us) - base_us
             rows.append(
                 Row(
-                    f"{name}: calling thread, difference of medians",
+                    f"{name}: calling thread, median",
                     f"{caller_us:.0f} µs",
                     f"bare call {base_us:.0f} µs",
                     f"{caller_us / base_us:.1%}",
