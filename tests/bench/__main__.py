@@ -21,6 +21,8 @@ from moto.server import ThreadedMotoServer
 from rich.console import Console
 from samcli.yamlhelper import yaml_parse
 
+from tests.bench.authorize_load import authorize_rows
+from tests.bench.authorize_load import measure as measure_authorizations
 from tests.bench.built_layers import build_layers, run_worker
 from tests.bench.cold_starts import CANDIDATES, measure_cold_starts
 from tests.bench.dashboard_load import load_rows
@@ -95,6 +97,8 @@ def main() -> int:
         )
     tell("looks at the dashboard")
     looks = measure_dashboard()
+    tell("authorizations")
+    leaves = measure_authorizations()
     tell("cold starts under the Lambda runtime emulator")
     cold = measure_cold_starts(layers, _ROUNDS["cold"], _AWS)
     findings = Findings(report, capacity, project, cold)
@@ -105,6 +109,7 @@ def main() -> int:
         *billing_rows(findings),
         *cold_rows(findings),
         *load_rows(looks),
+        *authorize_rows(leaves),
         *forecast_rows(),
         *price_rows(findings),
     ]

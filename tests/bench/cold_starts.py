@@ -78,6 +78,21 @@ CANDIDATES = (
         _http_call("POST", "/v1/usage"),
     ),
     Candidate(
+        "authorize_usage",
+        (*_METRICS_BASE, *_API_BASE, *_STORAGE_BASE),
+        _http_call("POST", "/v1/authorizations"),
+    ),
+    Candidate(
+        "preview_usage",
+        (*_API_BASE, *_STORAGE_BASE),
+        _http_call("POST", "/v1/previews"),
+    ),
+    Candidate(
+        "unfreeze_customer",
+        (*_API_BASE, *_STORAGE_BASE),
+        _http_call("GET", "/v1/customers/acme/notifications"),
+    ),
+    Candidate(
         "manage_customers",
         (*_API_BASE, *_STORAGE_BASE),
         _http_call("GET", "/v1/customers/acme"),
