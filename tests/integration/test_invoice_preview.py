@@ -391,4 +391,9 @@ def test_what_has_nothing_to_bill_says_why() -> None:
     with pytest.raises(NothingToBillError) as refused:
         service(Account(customer, (), history.subscription()), history.now)
     assert refused.value.code == "unknown_plan"
+    theirs: Effective[Mapping[str, Plan]] = Effective([(history.start, {"p": history.plan})])
+    foreign = replace(history.subscription(), currency="sek")
+    with pytest.raises(NothingToBillError) as refused:
+        PreviewInvoice(measure, theirs, load_meters())(Account(customer, (), foreign), history.now)
+    assert refused.value.code == "unknown_currency"
     assert books.ledger_reads == 0

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from meterline.adapters.dynamodb_emissions import MAX_ENTRIES, batch_item
-from meterline.adapters.dynamodb_wire import DynamoWire
+from meterline.adapters.dynamodb_wire import DynamoWire, TransactionCanceledError
 from meterline.domain.emission import (
     BatchDue,
     EmissionBatch,
@@ -228,3 +228,23 @@ def test_an_hours_state_reads_as_it_was_written(store: Store, customer: str) -> 
     assert "expires_at" not in read_item(store, customer, "tokens", "hour#2026-11-22T06")
     with pytest.raises(SupersededError):
         emissions.save_hour(due, settled, opened=[], now=NOW)
+
+
+def test_a_save_that_the_storage_refuses_is_not_taken_for_somebody_elses(
+    dynamodb_local_store: Store, customer: str
+) -> None:
+    emissions = dynamodb_local_store.emissions()
+    due, batch = write_batch(dynamodb_local_store, customer, 2)
+    problem = make_problem(1, Lapse.REFUSED)
+    # An item has at most 409,600 bytes: this one has no room for the problem.
+    dynamodb_local_store.client().put_item(
+        TableName=dynamodb_local_store.tables.emissions,
+        Item={
+            "pk": {"S": f"{customer}#credits"},
+            "sk": {"S": f"problem#{problem.identifier}"},
+            "filler": {"S": "x" * 409_450},
+        },
+    )
+    sending = BatchSending.begin(len(batch.entries))
+    with pytest.raises(TransactionCanceledError):
+        emissions.save_batch(due, sending, opened=[problem], now=NOW)

@@ -209,6 +209,8 @@ class DynamoEmissions:
         except TransactionCanceledError as error:
             if error.is_conflict:
                 raise StorageUnavailableError(str(error)) from error
+            if "ConditionalCheckFailed" not in error.reasons:
+                raise
             self._check_superseded(item, token, error)
         except StorageError as error:
             if error.code != _CONDITION_FAILED:

@@ -9,7 +9,7 @@ from meterline.domain.customers import Account
 from meterline.domain.invoices import InvoicePreview, preview
 from meterline.domain.meters import Meter
 from meterline.domain.periods import Period
-from meterline.domain.pricing import Plan
+from meterline.domain.pricing import Plan, UnknownCurrencyError
 from meterline.domain.subscriptions import Subscription
 from meterline.errors import MeterlineError
 from meterline.ports import Plans
@@ -67,4 +67,7 @@ class PreviewInvoice:
         plan = self._plans.at(at).get(account.billed_plan)
         if plan is None:
             raise NothingToBillError("unknown_plan", f"There is no plan {account.billed_plan}.")
-        return plan.in_currency(subscription.currency)
+        try:
+            return plan.in_currency(subscription.currency)
+        except UnknownCurrencyError as error:
+            raise NothingToBillError("unknown_currency", f"The {error}.") from error
