@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -229,3 +230,31 @@ def test_every_profile_deploys_the_stage_of_its_name(profile: str) -> None:
     assert ("StreamShards=one" in overrides) == (profile == "local")
     for override in overrides:
         assert override.partition("=")[0] in MAIN["Parameters"]
+
+
+def test_the_dashboard_shows_only_facts_that_functions_tell() -> None:
+    [(_file, _name, dashboard)] = find_resources("AWS::CloudWatch::Dashboard")
+    body = json.loads(str(dashboard["Properties"]["DashboardBody"]["Fn::Sub"]))
+    shown = {
+        (row[3], row[1])
+        for widget in body["widgets"]
+        for row in widget["properties"]["metrics"]
+        if row[0] == "Meterline"
+    }
+    assert len(shown) >= 20
+    for service, metric in shown:
+        handler = (REPOSITORY / "functions" / service / "handler.py").read_text()
+        assert f'"{metric}"' in handler, f"{service} never tells {metric}"
+
+
+def test_every_alarm_on_a_business_fact_watches_one_that_its_function_tells() -> None:
+    checked = 0
+    for _file, name, alarm in find_resources("AWS::CloudWatch::Alarm"):
+        properties = alarm["Properties"]
+        if properties["Namespace"] != "Meterline":
+            continue
+        [dimension] = properties["Dimensions"]
+        handler = (REPOSITORY / "functions" / dimension["Value"] / "handler.py").read_text()
+        assert f'"{properties["MetricName"]}"' in handler, name
+        checked += 1
+    assert checked >= 8
