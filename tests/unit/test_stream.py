@@ -121,10 +121,16 @@ def spoil(**changes: Any) -> dict[str, Any]:
         spoil(m=None),
         spoil(q={"N": "0.00001"}),
         spoil(q={"N": "many"}),
+        spoil(q={"N": "9.9E+125"}),
+        spoil(q={"N": "-1000000000000"}),
+        spoil(q={"NULL": True}),
         spoil(t={"S": "yesterday"}),
+        spoil(t={"S": "2026-11-22"}),
+        spoil(t={"S": "2026-11-22T01:00:00.000+02:00"}),
         spoil(k={"S": "acme"}),
         {"eventName": "REMOVE", "dynamodb": {"SequenceNumber": "1"}},
         {"eventName": "INSERT"},
+        {"eventName": "INSERT", "dynamodb": {"SequenceNumber": "1", "NewImage": None}},
     ],
 )
 def test_what_cannot_be_read_is_set_aside_with_its_reason_and_costs_no_other(

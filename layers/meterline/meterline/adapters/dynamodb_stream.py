@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,8 +11,20 @@ from typing import Any, Protocol
 
 from meterline.domain.meters import FinerThanSubUnitError, Meter
 from meterline.domain.projection import ProjectedEvent
+from meterline.domain.quantities import MAX_SUB_UNITS
 from meterline.domain.usage import EventKey
 from meterline.errors import ConfigurationError
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
+"""As `meterline.domain.times.format_time` writes it: its first 13 characters are the UTC hour."""
+_UNREADABLE = (
+    KeyError,
+    TypeError,
+    ValueError,
+    InvalidOperation,
+    OverflowError,
+    FinerThanSubUnitError,
+)
 
 
 class DeadLetters(Protocol):
@@ -61,7 +74,7 @@ class StreamReader:
         for record in delivery.get("Records", ()):
             try:
                 events.append(self._read(record["dynamodb"]))
-            except (KeyError, ValueError, InvalidOperation, FinerThanSubUnitError) as error:
+            except _UNREADABLE as error:
                 self._dead_letters.put(record, f"unreadable_record: {error!r}")
                 set_aside += 1
         return StreamBatch(shard, events, set_aside)
@@ -71,13 +84,19 @@ class StreamReader:
         key = EventKey.parse(image["k"]["S"])
         meter = self._meters[image["m"]["S"]]
         at = image["t"]["S"]
+        if not _TIME.fullmatch(at):
+            raise ValueError(f"{at!r} is not a time as the ledger writes it")
+        sub_units = meter.to_sub_units(Decimal(image["q"]["N"]))
+        if abs(sub_units) > MAX_SUB_UNITS:
+            # More than a counter holds, and the transaction of its step would fail for ever.
+            raise ValueError(f"more than {MAX_SUB_UNITS} sub-units")
         return ProjectedEvent(
             sequence=int(change["SequenceNumber"]),
             customer=key.customer,
             meter=meter.id,
             hour=at[:13],
             at_s=int(datetime.fromisoformat(at).timestamp()),
-            sub_units=meter.to_sub_units(Decimal(image["q"]["N"])),
+            sub_units=sub_units,
             identifier=key.identifier,
             action=image["a"]["S"] if "a" in image else None,
             user=image["u"]["S"] if "u" in image else None,
