@@ -14,7 +14,6 @@ from random import Random
 from typing import Any
 
 import pytest
-import stripe
 from playwright.sync_api import Browser
 
 from infra.local.stack import LocalStack
@@ -455,13 +454,12 @@ def test_a_divergence_is_logged_and_counted(
     assert any(line.get("ComparisonsDiverged") == [1] for line in lines)
 
 
-def test_a_page_does_not_wait_for_stripe(
-    api: Api, stripe_url: str, account: StripeAccount, birch: Seeded
-) -> None:
-    # Whatever Stripe does, the function that serves the page has no key to ask it with.
-    answer = api.call("GET", "/settings/usage", headers={"Cookie": sign_in(api, birch.id)})
-    assert answer.status == 200
-    assert stripe.api_key is None
+def test_no_function_that_somebody_waits_for_knows_where_stripe_is(stack: LocalStack) -> None:
+    for name in ("ShowUsageFunctionName", "ServeDashboardFunctionName"):
+        told = stack.client("lambda").get_function_configuration(FunctionName=stack.outputs[name])
+        names = told["Environment"]["Variables"]
+        assert "DASHBOARD_SECRET_ID" in names
+        assert not [each for each in names if each.startswith("STRIPE")]
 
 
 def test_every_private_answer_forbids_what_it_does_not_need(api: Api, birch: Seeded) -> None:
