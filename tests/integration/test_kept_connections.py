@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -14,7 +15,8 @@ from meterline.adapters.kept_connections import KeptConnections, NoAnswerError
 
 
 class CountingHandler(BaseHTTPRequestHandler):
-    """Echoes the body; `/close` ends the connection after the answer, `/drop` before it."""
+    """Echoes the body; `/close` ends the connection after the answer, `/drop` before it, and
+    `/together` answers once four ask."""
 
     protocol_version = "HTTP/1.1"
 
@@ -24,6 +26,8 @@ class CountingHandler(BaseHTTPRequestHandler):
         if self.path == "/drop" or is_gone:
             self.close_connection = True
             return
+        if self.path == "/together":
+            self.server.together.wait(timeout=10)  # type: ignore[attr-defined]
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         if self.path == "/close":
@@ -44,6 +48,7 @@ class CountingServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), CountingHandler)
         self.accepted: list[socket.socket] = []
+        self.together = threading.Barrier(4)
         self.gone: list[socket.socket] = []
         """Connections that look alive and give no answer any more."""
 
@@ -106,18 +111,10 @@ def test_a_call_without_an_answer_says_so_and_is_not_repeated(
 
 def test_one_try_is_lost_to_connections_that_all_died_unseen(server: CountingServer) -> None:
     connections = make_connections(server.server_port, kept=8)
-    together = threading.Barrier(8)
-
-    def post() -> None:
-        together.wait()
-        connections.post("/", b"x" * 1_000_000, {})
-
-    threads = [threading.Thread(target=post) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(server.accepted) > 1
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda _: connections.post("/together", b"x", {}), range(4)))
+    assert answers == [(200, b"x")] * 4
+    assert len(server.accepted) == 4
     server.gone = list(server.accepted)
     with pytest.raises(NoAnswerError):
         connections.post("/", b"y", {})
