@@ -20,6 +20,7 @@ from tests.e2e.receivers import Receiver, run_receiver
 from tests.e2e.test_authorizations import set_limits
 from tests.e2e.test_runaway import CALL, TYPICAL_DAY, live_ordinary_days, report, unfreeze
 
+WARNING = " of 100 credits"
 SECRET = "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
 
 
@@ -40,12 +41,15 @@ def receiver(stack: LocalStack) -> Iterator[Receiver]:
         stack.client("secretsmanager").put_secret_value(**secret, SecretString="{}")
 
 
-def list_mail(stack: LocalStack, address: str) -> list[Any]:
-    """What the emulator's SES was asked to send to an address."""
+def list_mail(stack: LocalStack, address: str, subject: str) -> list[Any]:
+    """What the emulator's SES was asked to send to an address under a subject."""
     answer = urllib3.request("GET", f"{stack.aws_url}/_ministack/ses/messages")
-    told = json.loads(answer.data)
-    messages = told["messages"] if isinstance(told, dict) else told
-    return [each for each in messages if address in json.dumps(each)]
+    return [
+        mail
+        for mails in json.loads(answer.data)["messages"].values()
+        for mail in mails
+        if address in mail["To"] and subject in mail["Subject"]
+    ]
 
 
 def test_a_warning_is_mailed_and_sent_to_the_app_once(
@@ -58,10 +62,11 @@ def test_a_warning_is_mailed_and_sent_to_the_app_once(
     receiver.failures["/hook"] = 1
     for _ in range(6):
         report(api, customer, CALL, datetime.now(UTC))
-    await_value(lambda: len(list_mail(stack, "warned@example.com")), 1)
-    [mail] = list_mail(stack, "warned@example.com")
-    assert "asked to be warned at 100 credits" in json.dumps(mail)
-    assert "billing@meterline.example" in json.dumps(mail)
+    await_value(lambda: len(list_mail(stack, "warned@example.com", WARNING)), 1)
+    [mail] = list_mail(stack, "warned@example.com", WARNING)
+    assert "asked to be warned at 100 credits" in mail["BodyText"]
+    assert "Hello Warned & Sons," in mail["BodyText"]
+    assert mail["Source"] == "billing@meterline.example"
     assert receiver.to("/hook", customer) == []
     # What failed is tried again: here at once, by taking the message's delay away.
     redeliver(stack, customer, "SoftLimitCrossed")
@@ -76,7 +81,8 @@ def test_a_warning_is_mailed_and_sent_to_the_app_once(
     # The queue delivers at least once: as often as it likes, nobody is told again.
     for _ in range(3):
         redeliver(stack, customer, "SoftLimitCrossed")
-    assert len(list_mail(stack, "warned@example.com")) == len(receiver.to("/hook", customer)) == 1
+    assert len(list_mail(stack, "warned@example.com", WARNING)) == 1
+    assert len(receiver.to("/hook", customer)) == 1
 
 
 def redeliver(stack: LocalStack, customer: str, happening: str) -> None:
@@ -133,7 +139,7 @@ def test_a_freeze_and_its_end_are_told_in_slack_with_who_how_much_and_what_to_do
         f"POST /v1/customers/{customer}/unfreeze",
     ):
         assert told in text
-    await_value(lambda: len(list_mail(stack, f"{customer}@example.com")), 1)
+    await_value(lambda: len(list_mail(stack, f"{customer}@example.com", "Usage is paused")), 1)
     redeliver(stack, customer, "CustomerFrozen")
     assert len(receiver.to("/slack", customer)) == 1
     unfreeze(api, customer, b'{"reason": "Was <planned> & fine."}')
