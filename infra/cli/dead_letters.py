@@ -20,7 +20,7 @@ def command() -> None:
 @command.command("list")
 @stack_option
 def list_messages(stack_name: str) -> None:
-    """Every message: when, customer and meter, code, what it says. Nothing is taken out."""
+    """When, customer and meter, code, what it says; the first ten of each customer and meter."""
     stack = open_stack(stack_name)
     with _open(stack).look() as messages:
         for message in messages:
@@ -41,20 +41,22 @@ def redrive(stack_name: str, group: str | None, actor: str, reason: str) -> None
     queue_url = stack.outputs["EmissionsQueueUrl"]
     sqs = boto3.client("sqs")
     parked = _open(stack)
-    moved = left = 0
-    with parked.look() as messages:
-        wanted = [each for each in messages if group in (None, each.group)]
-        trail.record("redrive", group or "all", f"begun: {len(wanted)} messages")
-        for message in wanted:
-            if message.due is None:
-                left += 1
-                click.echo(f"{message.group}: cannot be read, left where it is", err=True)
-                continue
-            _send(sqs, queue_url, message)
-            parked.remove(message)
-            moved += 1
+    trail.record("redrive", group or "all", "begun")
+    moved = 0
+    while True:
+        with parked.look() as messages:
+            wanted = [each for each in messages if group in (None, each.group)]
+            readable = [each for each in wanted if each.due is not None]
+            for message in readable:
+                _send(sqs, queue_url, message)
+                parked.remove(message)
+        moved += len(readable)
+        # Of one group no more than ten are seen at once: go on until nothing more comes.
+        if not readable:
+            break
+    left = len(wanted)
     trail.record("redrive", group or "all", f"{moved} moved, {left} left")
-    click.echo(f"{moved} moved, {left} left")
+    click.echo(f"{moved} moved, {left} left" + (": they cannot be read" if left else ""))
 
 
 def _send(sqs: object, queue_url: str, message: ParkedMessage) -> None:

@@ -152,3 +152,14 @@ def test_accounts_that_cannot_be_read_are_not_taken_for_unknown(
         accounts.find(hash_key("x"))
     with pytest.raises(StorageUnavailableError):
         accounts.billing_customer(customer)
+
+
+def test_an_id_at_the_billing_layer_counts_as_soon_as_it_is_there(
+    store: Store, customer: str
+) -> None:
+    accounts, elsewhere = store.accounts(), store.accounts()
+    elsewhere.put_customer(customer, PROFILE, NOW)
+    assert accounts.billing_customer(customer) is None
+    elsewhere.put_customer(customer, {"billing_customer": f"cus_{customer}"}, NOW)
+    assert accounts.billing_customer(customer) == f"cus_{customer}"
+    assert accounts.of_billing_customer(f"cus_{customer}") == [customer]

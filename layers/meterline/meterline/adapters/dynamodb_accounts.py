@@ -56,8 +56,13 @@ class DynamoAccounts:
         return {pk.removeprefix("customer#") for pk in found}
 
     def billing_customer(self, customer: str) -> str | None:
-        """The customer's id at the billing layer, or None."""
-        item = self._read_many({f"customer#{customer}"}, "profile").get(f"customer#{customer}")
+        """The customer's id at the billing layer, or None; one that is new counts at once."""
+        pk = f"customer#{customer}"
+        item = self._read_many({pk}, "profile").get(pk)
+        if item is not None and "billing_customer" not in item:
+            # Kept from a moment ago, perhaps: it may have one by now.
+            self._cache.pop(pk, None)
+            item = self._read_many({pk}, "profile").get(pk)
         return item["billing_customer"]["S"] if item and "billing_customer" in item else None
 
     def find(self, key_hash: str) -> ApiKey | None:

@@ -414,11 +414,11 @@ def _write_explanations(difference: Difference) -> str:
     return json.dumps(rows, separators=(",", ":"))
 
 
-def _read_explanations(text: str) -> list[Explanation]:
-    return [
+def _read_explanations(text: str) -> tuple[Explanation, ...]:
+    return tuple(
         Explanation(Cause(cause), int(sub_units), events, reason, tuple(identifiers))
         for cause, sub_units, events, reason, identifiers in json.loads(text)
-    ]
+    )
 
 
 def expiry(now: datetime) -> dict[str, str]:

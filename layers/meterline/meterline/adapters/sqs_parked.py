@@ -52,7 +52,10 @@ class SqsParked:
 
     @contextmanager
     def look(self) -> Iterator[list[ParkedMessage]]:
-        """All that lies there; what is not removed is seen again when the block ends."""
+        """What lies there; what is not removed is seen again when the block ends.
+
+        Of one group no more than ten: while they are held, FIFO keeps back what follows them.
+        """
         seen: dict[str, ParkedMessage] = {}
         with _translated():
             while batch := self._receive():

@@ -1,0 +1,142 @@
+"""An operator's commands on the deployed stack: dead letters, corrections, traces, the trail."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from infra.local.stack import REPOSITORY, LocalStack
+from infra.local.stripe_account import StripeAccount
+from infra.local.stripe_server import StripeControl
+from tests.e2e.billed import BilledUsage, await_value, make_customer
+from tests.e2e.conftest import STRIPE_KEY, Api
+from tests.e2e.test_books import make_event
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+WHY = ("--actor", "ann", "--reason", "a test")
+
+
+@pytest.fixture(scope="module")
+def run(stack: LocalStack) -> Run:
+    """Runs the command line against this session's stack."""
+
+    def call(*words: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
+        ended = subprocess.run(
+            [sys.executable, "-m", "infra.cli", *words, "--stack", "meterline-local"],
+            cwd=REPOSITORY,
+            env={**stack.environment(), "STRIPE_API_KEY": STRIPE_KEY},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (ended.returncode == 0) is ok, ended.stdout + ended.stderr
+        return ended
+
+    return call
+
+
+def test_what_was_refused_is_listed_with_its_reason_and_billed_after_a_redrive(
+    run: Run, api: Api, stripe_url: str
+) -> None:
+    customer = "operations_refused"
+    assert api.put_customer(customer).status == 200
+    at = datetime.now(UTC) - timedelta(minutes=5)
+    assert api.report(make_event("refused", customer, "2", at)).status == 202
+
+    def listed() -> bool:
+        lines = run("dead-letters", "list").stdout.splitlines()
+        return any(f"{customer}#credits\trefused" in line for line in lines)
+
+    await_value(listed, True)
+    billing_customer = make_customer(api, stripe_url, customer)
+    told = run("dead-letters", "redrive", "--group", f"{customer}#credits", *WHY).stdout
+    assert told == "1 moved, 0 left\n"
+    billed = BilledUsage(stripe_url, billing_customer, "meterline_credits")
+    await_value(billed.total, 2000)
+    assert not listed()
+    trail = run("books", "audit").stdout
+    assert f"ann\tredrive\t{customer}#credits\t1 moved, 0 left\ta test" in trail
+
+
+def test_an_event_is_taken_back_once_and_the_bill_follows(
+    run: Run, api: Api, stripe_url: str
+) -> None:
+    customer = "operations_reversed"
+    billing_customer = make_customer(api, stripe_url, customer)
+    at = datetime.now(UTC) - timedelta(minutes=5)
+    api.report(make_event("right", customer, "3", at), make_event("wrong", customer, "40", at))
+    billed = BilledUsage(stripe_url, billing_customer, "meterline_credits")
+    await_value(billed.total, 43_000)
+    assert run("events", "reverse", customer, "books", "wrong", *WHY).stdout.startswith("-40 ")
+    await_value(billed.total, 3000)
+    again = run("events", "reverse", customer, "books", "wrong", *WHY, ok=False)
+    assert "taken back before" in again.stderr
+    nothing = run("events", "reverse", customer, "books", "never", *WHY, ok=False)
+    assert "no event" in nothing.stderr
+    trail = run("books", "audit").stdout
+    assert f"reverse\t{customer}/books/wrong\t-40 credits" in trail
+
+
+def test_an_event_leads_to_its_batch_and_a_replay_bills_nothing_twice(
+    run: Run, api: Api, stripe_url: str
+) -> None:
+    customer = "operations_traced"
+    billing_customer = make_customer(api, stripe_url, customer)
+    at = datetime.now(UTC) - timedelta(minutes=5)
+    api.report(make_event("traced", customer, "1.25", at))
+    billed = BilledUsage(stripe_url, billing_customer, "meterline_credits")
+    await_value(billed.total, 1250)
+    await_value(
+        lambda: "\tsent" in run("events", "trace", customer, "books", "traced").stdout, True
+    )
+    told = run("events", "trace", customer, "books", "traced").stdout
+    assert "credits\t1.25" in told
+    assert "invoice\tnone so far" in told
+    since = f"{at - timedelta(hours=1):%Y-%m-%dT%H:%M:%S}"
+    run("events", "replay", customer, "credits", "--since", since, *WHY)
+    options = ("--stripe-url", stripe_url)
+    assert "1 of 1 agree" in run("books", "reconcile", customer, *options).stdout
+    assert billed.total() == 1250
+
+
+def test_an_invoice_leads_to_its_events_and_their_digest_can_be_computed_by_anybody(
+    run: Run, api: Api, stripe_url: str
+) -> None:
+    customer = "operations_invoiced"
+    account = StripeAccount(stripe_url, STRIPE_KEY)
+    account.set_up()
+    now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    start = now - timedelta(days=33)
+    subscriber = account.subscribe(customer, customer, start)
+    account.advance(subscriber, start + timedelta(days=20))
+    assert api.put_customer(customer, billing_customer=subscriber.billing_customer).status == 200
+    at = start + timedelta(days=19)
+    api.report(make_event("first", customer, "7", at), make_event("second", customer, "0.5", at))
+    billed = BilledUsage(stripe_url, subscriber.billing_customer, "meterline_credits")
+    await_value(billed.total, 7500)
+    account.advance(subscriber, subscriber.period_end + timedelta(minutes=1))
+    client = StripeControl(stripe_url, STRIPE_KEY).client()
+    [draft] = [
+        each
+        for each in client.v1.invoices.list({"subscription": subscriber.subscription}).data
+        if each.status == "draft"
+    ]
+    options = ("--stripe-url", stripe_url, *WHY)
+    checked = run("books", "check", draft.id, *options).stdout
+    assert "agreed" in checked
+    lines = run("events", "of-invoice", draft.id, "--format", "lines").stdout
+    digest = hashlib.sha256(
+        "".join(f"{line}\n" for line in sorted(lines.splitlines())).encode()
+    ).hexdigest()
+    assert f"2 events, digest {digest}" in checked
+    rows = list(csv.DictReader(io.StringIO(run("events", "of-invoice", draft.id).stdout)))
+    assert [(row["id"], row["quantity"]) for row in rows] == [("first", "7"), ("second", "0.5")]
+    assert f"invoice\t{draft.id}" in run("events", "trace", customer, "books", "first").stdout
