@@ -24,6 +24,7 @@ from samcli.yamlhelper import yaml_parse
 from tests.bench.authorize_load import authorize_rows
 from tests.bench.authorize_load import measure as measure_authorizations
 from tests.bench.built_layers import build_layers, run_worker
+from tests.bench.client.measurements import run as measure_client
 from tests.bench.cold_starts import CANDIDATES, measure_cold_starts
 from tests.bench.dashboard_load import load_rows
 from tests.bench.dashboard_load import measure as measure_dashboard
@@ -101,6 +102,8 @@ def main() -> int:
     leaves = measure_authorizations()
     tell("cold starts under the Lambda runtime emulator")
     cold = measure_cold_starts(layers, _ROUNDS["cold"], _AWS)
+    tell("the client, in turns with the bare SDKs")
+    client = measure_client()
     findings = Findings(report, capacity, project, cold)
     rows = [
         *report_rows(findings),
@@ -112,6 +115,7 @@ def main() -> int:
         *authorize_rows(leaves),
         *forecast_rows(),
         *price_rows(findings),
+        *client,
     ]
     notes = make_notes(time.monotonic() - began_s)
     write_results(rows, notes, REPOSITORY / ".local")
@@ -143,6 +147,10 @@ def make_notes(took_s: float) -> list[str]:
             f"Prices assume {STORAGE_LATENCY_MS} ms for a storage call, {TRANSACTION_LATENCY_MS} "
             f"ms for a transaction, {BILLING_LATENCY_MS} ms for a call of Stripe, ten messages an "
             "invocation of emit_usage, and CPU as measured here."
+        ),
+        (
+            "What the client adds is the median over blocks of five calls, metered next to bare, "
+            "with the official SDKs against a server of this machine."
         ),
     ]
 
