@@ -129,7 +129,7 @@ CANDIDATES = (
     Candidate(
         "compare_usage",
         (*_METRICS_BASE, *_API_BASE, *_STORAGE_BASE, *_STRIPE_BASE),
-        {"Records": []},
+        None,
     ),
     Candidate(
         "receive_stripe_webhook",

@@ -409,7 +409,6 @@ def show_usage(
 def _read_dashboards(
     environment: Environment, wire: DynamoWire, overviews: DynamoOverviews, plans: DynamoPlans
 ) -> ShowUsage:
-    from meterline.adapters.aws_json_wire import AwsJsonWire
     from meterline.adapters.dynamodb_ledger import DynamoLedger
     from meterline.adapters.dynamodb_usage import DynamoUsage
     from meterline.adapters.sqs_comparisons import SqsComparisons
@@ -422,9 +421,7 @@ def _read_dashboards(
         DynamoLedger(wire, require(environment, "EVENTS_TABLE")),
         plans,
         load_meters(),
-        SqsComparisons(
-            AwsJsonWire("sqs", "AmazonSQS"), require(environment, "COMPARISONS_QUEUE_URL")
-        ),
+        SqsComparisons(require(environment, "COMPARISONS_QUEUE_URL")),
     )
 
 

@@ -23,15 +23,18 @@ from meterline.errors import ConfigurationError, StorageError, StorageUnavailabl
 
 
 class AwsJsonWire:
-    """Calls of one service (`service` as botocore names it) whose targets begin with `target`."""
+    """Calls of one service (`service` as botocore names it) whose targets begin with `target`.
+
+    `endpoint_url` is where the service is unless the environment names another endpoint.
+    """
 
     def __init__(
         self,
         service: str,
         target: str,
+        endpoint_url: str,
         session: botocore.session.Session | None = None,
         *,
-        endpoint_url: str | None = None,
         timeout_s: float = 2.0,
         attempts: int = 3,
     ) -> None:
@@ -42,7 +45,7 @@ class AwsJsonWire:
         self._target = target
         self._attempts = attempts
         self._credentials = session.get_credentials()
-        address = endpoint_url or _find_endpoint(session, service, region)
+        address = _find_endpoint(session, service) or endpoint_url
         url = urllib3.util.parse_url(address)
         self._path = (url.path or "/").rstrip("/") + "/"
         self._signer = JsonCallSigner(service, region, url.netloc or "", self._path)
@@ -83,14 +86,11 @@ class AwsJsonWire:
         raise StorageUnavailableError(why)
 
 
-def _find_endpoint(session: botocore.session.Session, service: str, region: str) -> str:
-    """Where botocore itself would call: the environment's endpoint first, then the region's."""
+def _find_endpoint(session: botocore.session.Session, service: str) -> str | None:
+    """The endpoint that the environment names, as botocore itself would find it."""
     configured = ConfiguredEndpointProvider(
         full_config=session.full_config,
         scoped_config=session.get_scoped_config(),
         client_name=service,
     ).provide()
-    if configured:
-        return str(configured)
-    endpoint = session.get_component("endpoint_resolver").construct_endpoint(service, region)
-    return f"https://{endpoint['hostname']}"
+    return str(configured) if configured else None
