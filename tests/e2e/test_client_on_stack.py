@@ -58,6 +58,8 @@ def meter(api: Api, provider: ProviderServer, tmp_path: Path) -> Iterator[Meter]
         source="e2e/client",
         spool=tmp_path / "spool",
         linger_s=0.01,
+        # The first call waits until the emulator has started the function.
+        authorize_timeout_s=30,
         handle_sigterm=False,
     )
     with Meter(settings) as made:
@@ -280,6 +282,28 @@ def test_leave_is_asked_for_settled_by_the_event_refused_and_given_back(
         # ... and not a thousandth more.
         assert not is_allowed("0.706")
     assert app.meter.counts.get("authorization_unavailable", 0) == 0
+
+
+def test_a_lease_is_drawn_down_by_every_call_inside(
+    stack: LocalStack, api: Api, stripe_url: str, app: App
+) -> None:
+    customer = "leases"
+    billed = BilledUsage(stripe_url, make_customer(api, stripe_url, customer), "meterline_credits")
+    set_limits(api, customer, stop_at={"quantity": "1"})
+    with acting_for(customer):
+        with app.meter.authorized(lease=True, expires_in_s=600, quantity="0.9") as leave:
+            for _ in range(3):
+                app.ask_anthropic()
+        deliver(app.meter)
+        entries = read_ledger(stack, customer)
+        assert {entry.authorization for entry in entries} == {leave.authorization}
+        assert sum(entry.quantity for entry in entries) == Decimal("0.885")
+
+        # Once all are counted, the lease still holds the rest of its 0.9: had the first event
+        # settled it as a whole, there would be more room.
+        await_value(billed.total, 885)
+        with app.meter.authorized(quantity="0.001") as asked:
+            assert asked.remaining == "0.099"
 
 
 @pytest.mark.timeout(900)

@@ -52,8 +52,8 @@ class Authorizer:
         self._fail_open = fail_open
         self._timeout_s = timeout_s
 
-    def ask(self, attribution: Attribution, estimate: Mapping[str, Any]) -> Leave:
-        """Ask for leave to spend an estimate.
+    def ask(self, attribution: Attribution, asked: Mapping[str, Any]) -> Leave:
+        """Ask for leave to spend an estimate: `asked` holds it, and what else the contract takes.
 
         Raises AuthorizationDeniedError when Meterline says no, and AuthorizationUnavailableError
         when it gives no answer and the meter fails closed.
@@ -62,7 +62,7 @@ class Authorizer:
             "customer": attribution.customer,
             "user": attribution.user,
             "action": attribution.action,
-            "estimate": dict(estimate),
+            **asked,
         }
         body = json.dumps({name: value for name, value in request.items() if value is not None})
         try:

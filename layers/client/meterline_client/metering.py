@@ -285,24 +285,42 @@ class Meter:
     # Leave first
 
     @contextlib.contextmanager
-    def authorized(self, **estimate: Any) -> Iterator[Leave]:
-        """Ask for leave to spend an estimate before the calls inside, which then settle it.
+    def authorized(
+        self,
+        *,
+        lease: bool = False,
+        meter: str | None = None,
+        expires_in_s: int | None = None,
+        **estimate: Any,
+    ) -> Iterator[Leave]:
+        """Ask for leave to spend an estimate before the call inside, whose event then settles it.
 
+        For several calls take a `lease`: their events draw it down one by one, and what is left of
+        it is held until it expires. Without a `meter` it is of the one that the plan bills.
         Raises AuthorizationDeniedError, whose message is for the user, before anything is spent.
         What no event inside settles is given back.
         """
         attribution = find_attribution()
-        leave = self._find_leaves()[0].ask(attribution, estimate)
+        asked = _write_request(estimate, lease, meter, expires_in_s)
+        leave = self._find_leaves()[0].ask(attribution, asked)
         with self._under(leave):
             yield leave
 
     @contextlib.asynccontextmanager
-    async def authorized_async(self, **estimate: Any) -> AsyncIterator[Leave]:
+    async def authorized_async(
+        self,
+        *,
+        lease: bool = False,
+        meter: str | None = None,
+        expires_in_s: int | None = None,
+        **estimate: Any,
+    ) -> AsyncIterator[Leave]:
         """As `authorized`, without blocking the event loop."""
         import asyncio
 
         attribution = find_attribution()
-        leave = await asyncio.to_thread(self._find_leaves()[0].ask, attribution, estimate)
+        asked = _write_request(estimate, lease, meter, expires_in_s)
+        leave = await asyncio.to_thread(self._find_leaves()[0].ask, attribution, asked)
         with self._under(leave):
             yield leave
 
@@ -475,6 +493,17 @@ class Meter:
             customer=attribution.customer,
             response_id=note.get("response_id"),
         )
+
+
+def _write_request(
+    estimate: Mapping[str, Any], lease: bool, meter: str | None, expires_in_s: int | None
+) -> dict[str, Any]:
+    asked: dict[str, Any] = {"estimate": dict(estimate), "meter": meter}
+    if lease:
+        asked["lease"] = True
+    if expires_in_s is not None:
+        asked["expires_in_s"] = expires_in_s
+    return asked
 
 
 def _close_at_exit(meter: Meter) -> None:

@@ -243,6 +243,22 @@ def test_an_event_settles_the_authorization_it_was_made_under(world: World) -> N
     assert world.ledger.released == []
 
 
+def test_what_is_asked_beside_the_estimate_is_not_part_of_it(world: World) -> None:
+    with world.meter.authorized(lease=True, meter="credits", expires_in_s=60, quantity="50"):
+        measure_once(world)
+    assert world.ledger.authorizations == [
+        {
+            "customer": "acme",
+            "user": "u_9",
+            "action": "report.generate",
+            "estimate": {"quantity": "50"},
+            "meter": "credits",
+            "lease": True,
+            "expires_in_s": 60,
+        }
+    ]
+
+
 def test_what_no_event_settles_is_given_back(world: World) -> None:
     with (
         pytest.raises(ZeroDivisionError),
