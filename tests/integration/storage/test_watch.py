@@ -35,8 +35,10 @@ class Bus:
     def __init__(self) -> None:
         self.published: list[Notification] = []
         self.is_down = False
+        self.tries = 0
 
     def publish(self, notification: Notification) -> None:
+        self.tries += 1
         if self.is_down:
             raise NotPublishedError("the bus is down")
         self.published.append(notification)
@@ -220,6 +222,15 @@ def test_what_the_bus_did_not_take_a_scan_publishes(world: Watched) -> None:
     assert world.bus.kinds(world.customer) == [Happening.SOFT_LIMIT_CROSSED]
     world.scan(NOW + timedelta(minutes=2))
     assert len(world.bus.kinds(world.customer)) == 1
+
+
+def test_a_bus_that_is_down_is_tried_once_in_a_delivery(world: Watched) -> None:
+    both = Limits(QuantityLimit(Decimal(50)), QuantityLimit(Decimal(100)))
+    world.overviews.put_limits(world.customer, both)
+    world.count(("100", None), at=NOW)
+    world.bus.is_down = True
+    assert world.watch().unpublished == 2
+    assert world.bus.tries == 1
 
 
 def test_a_scan_finds_a_runaway_and_holds_that_expired(world: Watched) -> None:

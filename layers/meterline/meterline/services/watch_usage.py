@@ -119,7 +119,14 @@ class WatchUsage:
             self._tell_crossing(customer, standing, terms, threshold, used, now, watch)
 
     def publish(self, notification: Notification, watch: Watch) -> None:
-        """Put a notification that is kept onto the bus; when that fails, a scan does it."""
+        """Put a notification that is kept onto the bus; when that fails, a scan does it.
+
+        After a first failure the others are left to the scan as well: each try takes seconds, and
+        a delivery of the stream must not wait for a bus that is down.
+        """
+        if watch.unpublished:
+            watch.unpublished += 1
+            return
         try:
             self._bus.publish(notification)
         except NotPublishedError:
