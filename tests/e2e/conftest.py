@@ -18,6 +18,7 @@ import pytest
 import urllib3
 
 from infra.local.stack import REGION, LocalStack
+from infra.local.stripe_account import StripeAccount
 from meterline.adapters.dynamodb_accounts import DynamoAccounts
 from meterline.adapters.dynamodb_wire import DynamoWire
 from meterline.domain.api_keys import ApiKey, Scope, hash_key
@@ -115,6 +116,23 @@ def stack(stripe_url: str) -> Iterator[LocalStack]:
     """The deployed stack of this session, every function held to its role."""
     with LocalStack("e2e", stripe_url=stripe_url, stripe_key=STRIPE_KEY, enforce_iam=True) as up:
         yield up
+
+
+@dataclass(frozen=True, slots=True)
+class Webhooks:
+    """Where this session's Stripe delivers, and the secrets that it signs with, by their names."""
+
+    url: str
+    secrets: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def webhooks(stack: LocalStack, stripe_url: str) -> Webhooks:
+    """The webhooks of this session's Stripe go to this session's stack, set up once."""
+    url = stack.open_webhook_gateway()
+    secrets = StripeAccount(stripe_url, STRIPE_KEY).set_up(url)
+    stack.store_webhook_secrets(secrets)
+    return Webhooks(url, secrets)
 
 
 @pytest.fixture(scope="session")

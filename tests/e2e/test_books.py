@@ -13,7 +13,7 @@ from infra.local.stripe_account import StripeAccount
 from infra.local.stripe_server import StripeControl
 from meterline.domain.invoice_checks import HOLD_KEY
 from tests.e2e.billed import BilledUsage, await_value, make_customer
-from tests.e2e.conftest import STRIPE_KEY, Api
+from tests.e2e.conftest import STRIPE_KEY, Api, Webhooks
 
 
 def invoke(stack: LocalStack, function: str, payload: dict[str, Any]) -> dict[str, Any]:
@@ -40,11 +40,9 @@ def make_event(event_id: str, customer: str, quantity: str, at: datetime) -> dic
 
 
 @pytest.fixture(scope="module")
-def control(stack: LocalStack, stripe_url: str) -> StripeControl:
+def control(webhooks: Webhooks, stripe_url: str) -> StripeControl:
     """This session's Stripe, whose webhooks go to this session's stack."""
-    secrets = StripeAccount(stripe_url, STRIPE_KEY).set_up(stack.open_webhook_gateway())
-    if secrets:
-        stack.store_webhook_secrets(secrets)
+    assert webhooks.secrets
     return StripeControl(stripe_url, STRIPE_KEY)
 
 

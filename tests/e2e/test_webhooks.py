@@ -12,13 +12,12 @@ import pytest
 import urllib3
 
 from infra.local.stack import LocalStack
-from infra.local.stripe_account import StripeAccount
 from infra.local.stripe_server import StripeControl
 from infra.local.stripe_server.webhooks import sign
 from meterline.domain.webhooks import TOLERANCE_S
 from meterline.services.receive_stripe_webhook import MAX_BODY_BYTES
 from tests.e2e.billed import await_value, make_customer
-from tests.e2e.conftest import STRIPE_KEY, Api
+from tests.e2e.conftest import STRIPE_KEY, Api, Webhooks
 
 
 @dataclass
@@ -26,10 +25,15 @@ class Door:
     """The deployed function URL, and Stripe's side of it."""
 
     url: str
-    secret: str
+    secrets: dict[str, str]
     stack: LocalStack
     control: StripeControl
     http: urllib3.PoolManager
+
+    @property
+    def secret(self) -> str:
+        """What the endpoint of snapshot events is signed with."""
+        return self.secrets["webhook"]
 
     def post(self, body: bytes, header: str | None) -> tuple[int, Any]:
         headers = {"Content-Type": "application/json"}
@@ -67,14 +71,11 @@ class Door:
 
 
 @pytest.fixture(scope="module")
-def door(stack: LocalStack, stripe_url: str) -> Door:
+def door(stack: LocalStack, stripe_url: str, webhooks: Webhooks) -> Door:
     """The webhooks of this session's Stripe go to this session's stack."""
-    url = stack.open_webhook_gateway()
-    secrets = StripeAccount(stripe_url, STRIPE_KEY).set_up(url)
-    stack.store_webhook_secrets(secrets)
     control = StripeControl(stripe_url, STRIPE_KEY)
     http = urllib3.PoolManager(retries=False, timeout=60.0)
-    return Door(url, secrets["webhook"], stack, control, http)
+    return Door(webhooks.url, webhooks.secrets, stack, control, http)
 
 
 @pytest.fixture(autouse=True)
@@ -191,7 +192,7 @@ def test_a_body_reaches_the_check_byte_for_byte(door: Door) -> None:
 
 def test_during_a_rotation_old_and_new_secret_count(door: Door) -> None:
     new = "whsec_rotated_in"
-    door.stack.store_webhook_secrets({"webhook": door.secret, "webhook_new": new})
+    door.stack.store_webhook_secrets({**door.secrets, "webhook_new": new})
     body = make_body("evt_rotation_new")
 
     # Forged calls may have used up the moment's fresh look at the secrets; Stripe tries again too.
