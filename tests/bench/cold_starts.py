@@ -149,6 +149,15 @@ CANDIDATES = (
 )
 
 
+_CHOICES = {
+    "STREAM_SHARDS": "many",
+    "BREAKER_MODE": "freeze",
+    "INVOICE_SPIKES": "tell",
+    "LATE_USAGE_POLICY": "bill",
+}
+"""Variables that take one of a few words."""
+
+
 def read_environment(function: str) -> dict[str, str]:
     """The function's variables as the template names them, with values that lead nowhere."""
     resources = yaml_parse((REPOSITORY / "template.yaml").read_text())["Resources"]
@@ -160,8 +169,8 @@ def read_environment(function: str) -> dict[str, str]:
             values[name] = value
         elif name.endswith("_URL"):
             values[name] = f"http://127.0.0.1:9/1/{name.lower()}.fifo"
-        elif name == "STREAM_SHARDS":
-            values[name] = "many"
+        elif name in _CHOICES:
+            values[name] = _CHOICES[name]
         elif name == "BREAKER_MODE":
             values[name] = "freeze"
         elif name != "STRIPE_API_BASE":
