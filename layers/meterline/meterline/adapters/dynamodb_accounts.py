@@ -10,11 +10,18 @@ new customer or key counts at once.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from meterline.adapters.dynamodb_wire import DynamoWire, TransactionCanceledError, back_off_s
+from meterline.adapters.dynamodb_wire import (
+    DynamoWire,
+    Item,
+    TransactionCanceledError,
+    back_off_s,
+    query_pages,
+    read_many,
+)
 from meterline.domain.api_keys import ApiKey, Scope
 from meterline.domain.customers import Customer, Role, User
 from meterline.domain.periods import Interval, Period
@@ -30,7 +37,6 @@ from meterline.errors import (
 CACHE_S = 30.0
 """How long a revoked key or a changed customer may still be taken for what it was."""
 _CACHE_SIZE = 10_000
-_KEYS_PER_GET = 100
 _MAX_GETS = 8
 _MAX_PUTS = 6
 _WRITES_PER_CALL = 25
@@ -79,7 +85,7 @@ class DynamoAccounts:
             "KeyConditionExpression": "kind = :kind",
             "ExpressionAttributeValues": {":kind": {"S": "api_key"}},
         }
-        return [_read_key(item) for item in self._query(request)]
+        return [_read_key(item) for item in query_pages(self._wire, request)]
 
     def add_key(self, key: ApiKey) -> None:
         """Keep an API key; the same hash again replaces it."""
@@ -195,7 +201,7 @@ class DynamoAccounts:
             "KeyConditionExpression": condition,
             "ExpressionAttributeValues": values,
         }
-        return [read_customer(item) for item in self._query(request, limit)]
+        return [read_customer(item) for item in query_pages(self._wire, request, limit)]
 
     def of_billing_customer(self, billing_customer: str) -> Sequence[str]:
         """The customer with that id at the billing layer, as a list of one or none.
@@ -217,7 +223,7 @@ class DynamoAccounts:
             },
             "ConsistentRead": True,
         }
-        return [read_user(item) for item in self._query(request)]
+        return [read_user(item) for item in query_pages(self._wire, request)]
 
     def put_users(self, customer: str, users: Sequence[User]) -> None:
         """Make these the customer's users: a write unit for each one that differs."""
@@ -283,22 +289,6 @@ class DynamoAccounts:
                 raise SupersededError(f"the subscription of {customer} changed meanwhile") from None
             raise
 
-    def _query(
-        self, request: Mapping[str, Any], limit: int | None = None
-    ) -> Iterator[Mapping[str, Any]]:
-        left = limit
-        page = dict(request)
-        while True:
-            if left is not None:
-                page["Limit"] = left
-            answer = self._wire.call("Query", page)
-            yield from answer["Items"]
-            if left is not None:
-                left -= len(answer["Items"])
-            if "LastEvaluatedKey" not in answer or left == 0:
-                return
-            page["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
-
     def _write_many(self, writes: list[dict[str, Any]]) -> None:
         request: Mapping[str, Any] = {self._table: writes}
         for tries in range(1, _MAX_GETS + 1):
@@ -320,29 +310,12 @@ class DynamoAccounts:
         missing = sorted(pks - found.keys())
         if len(self._cache) + len(missing) > _CACHE_SIZE:
             self._cache.clear()
-        for start in range(0, len(missing), _KEYS_PER_GET):
-            for item in self._get_many(missing[start : start + _KEYS_PER_GET], sk):
-                pk = item["pk"]["S"]
-                self._cache[pk] = (now_s + CACHE_S, item)
-                found[pk] = item
+        keys: list[Item] = [{"pk": {"S": pk}, "sk": {"S": sk}} for pk in missing]
+        for item in read_many(self._wire, self._table, keys, consistent=True):
+            pk = item["pk"]["S"]
+            self._cache[pk] = (now_s + CACHE_S, item)
+            found[pk] = item
         return found
-
-    def _get_many(self, pks: list[str], sk: str) -> list[Mapping[str, Any]]:
-        request: Mapping[str, Any] = {
-            self._table: {
-                "Keys": [{"pk": {"S": pk}, "sk": {"S": sk}} for pk in pks],
-                "ConsistentRead": True,
-            }
-        }
-        items: list[Mapping[str, Any]] = []
-        for tries in range(1, _MAX_GETS + 1):
-            answer = self._wire.call("BatchGetItem", {"RequestItems": request})
-            items += answer["Responses"].get(self._table, [])
-            request = answer.get("UnprocessedKeys") or {}
-            if not request:
-                return items
-            time.sleep(back_off_s(tries))
-        raise StorageUnavailableError("the accounts could not be read in time")
 
 
 def _read_key(item: Mapping[str, Any]) -> ApiKey:

@@ -10,14 +10,13 @@ sparse index `by_kind`: open findings, invoices that are held.
 from __future__ import annotations
 
 import json
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from meterline.adapters.dynamodb_wire import DynamoWire, Item, back_off_s
+from meterline.adapters.dynamodb_wire import DynamoWire, Item, query_pages, read_many
 from meterline.domain.dropped import DroppedUsage
 from meterline.domain.invoice_checks import (
     CheckedSpan,
@@ -27,12 +26,10 @@ from meterline.domain.invoice_checks import (
 from meterline.domain.periods import Period
 from meterline.domain.reconciliation import Cause, Difference, Explanation, HourKey
 from meterline.domain.times import format_time, parse_time
-from meterline.errors import StorageError, StorageUnavailableError, SupersededError
+from meterline.errors import StorageError, SupersededError
 
 KEPT_FOR = timedelta(days=400)
 """As long as the record of what was sent."""
-KEYS_PER_GET = 100
-_MAX_GETS = 8
 
 
 class DynamoDroppedUsages:
@@ -63,14 +60,12 @@ class DynamoDroppedUsages:
     def find(self, identifiers: Sequence[str]) -> Mapping[str, DroppedUsage]:
         """Those that were named; half a read unit for each that is asked for."""
         found: dict[str, DroppedUsage] = {}
-        for start in range(0, len(identifiers), KEYS_PER_GET):
-            keys: list[Item] = [
-                {"pk": {"S": f"dropped#{name}"}, "sk": {"S": "report"}}
-                for name in identifiers[start : start + KEYS_PER_GET]
-            ]
-            for item in read_many(self._wire, self._table, keys):
-                name = item["pk"]["S"].removeprefix("dropped#")
-                found[name] = DroppedUsage(name, item["code"]["S"], item["message"]["S"])
+        keys: list[Item] = [
+            {"pk": {"S": f"dropped#{name}"}, "sk": {"S": "report"}} for name in identifiers
+        ]
+        for item in read_many(self._wire, self._table, keys):
+            name = item["pk"]["S"].removeprefix("dropped#")
+            found[name] = DroppedUsage(name, item["code"]["S"], item["message"]["S"])
         return found
 
 
@@ -424,28 +419,3 @@ def _read_explanations(text: str) -> tuple[Explanation, ...]:
 def expiry(now: datetime) -> dict[str, str]:
     """The `expires_at` of what is written now and is history."""
     return {"N": str(int((now + KEPT_FOR).timestamp()))}
-
-
-def query_pages(wire: DynamoWire, request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """All items of a query, page by page."""
-    page = dict(request)
-    while True:
-        answer = wire.call("Query", page)
-        yield from answer["Items"]
-        if "LastEvaluatedKey" not in answer:
-            return
-        page["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
-
-
-def read_many(wire: DynamoWire, table: str, keys: Sequence[Item]) -> list[dict[str, Any]]:
-    """Up to `KEYS_PER_GET` items by their keys; what is not there is left out."""
-    request: dict[str, Any] = {table: {"Keys": list(keys)}}
-    items: list[dict[str, Any]] = []
-    for tries in range(1, _MAX_GETS + 1):
-        answer = wire.call("BatchGetItem", {"RequestItems": request})
-        items += answer["Responses"].get(table, ())
-        request = answer.get("UnprocessedKeys") or {}
-        if not request:
-            return items
-        time.sleep(back_off_s(tries))
-    raise StorageUnavailableError("BatchGetItem: keys left unprocessed")

@@ -12,12 +12,11 @@ itself under load (DynamoDB developer guide, transaction conflicts).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from meterline.adapters.dynamodb_emissions import partition_key
-from meterline.adapters.dynamodb_wire import DynamoWire, back_off_s
+from meterline.adapters.dynamodb_wire import DynamoWire, read_many
 from meterline.domain.authorizations import (
     MAX_HOLDS,
     MAX_SETTLED,
@@ -29,11 +28,8 @@ from meterline.domain.authorizations import (
 )
 from meterline.domain.periods import Period
 from meterline.domain.times import format_time, parse_time
-from meterline.errors import StorageError, StorageUnavailableError
+from meterline.errors import StorageError
 
-_KEYS_PER_GET = 100
-"""What BatchGetItem takes (DynamoDB API reference)."""
-_MAX_GETS = 8
 Pair = tuple[str, str]
 """A customer and a meter."""
 
@@ -58,19 +54,9 @@ class DynamoBudgets:
         wanted = list(pairs)
         found = {pair: Budget() for pair in wanted}
         by_pk = {partition_key(*pair): pair for pair in wanted}
-        for start in range(0, len(wanted), _KEYS_PER_GET):
-            keys = [_key(*pair) for pair in wanted[start : start + _KEYS_PER_GET]]
-            request: Mapping[str, Any] = {self._table: {"Keys": keys, "ConsistentRead": True}}
-            for tries in range(1, _MAX_GETS + 1):
-                answer = self._wire.call("BatchGetItem", {"RequestItems": request})
-                for item in answer["Responses"].get(self._table, []):
-                    found[by_pk[item["pk"]["S"]]] = read_budget(item)
-                request = answer.get("UnprocessedKeys") or {}
-                if not request:
-                    break
-                time.sleep(back_off_s(tries))
-            else:
-                raise StorageUnavailableError("the budgets could not be read in time")
+        keys = [_key(*pair) for pair in wanted]
+        for item in read_many(self._wire, self._table, keys, consistent=True):
+            found[by_pk[item["pk"]["S"]]] = read_budget(item)
         return found
 
     def reserve(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from meterline.adapters.dynamodb_wire import DynamoWire
+from meterline.adapters.dynamodb_wire import DynamoWire, query_pages
 from meterline.catalog import load_plans
 from meterline.catalog.rate_cards import load_rate_card
 from meterline.domain.pricing import Plan
@@ -65,13 +65,7 @@ class DynamoCatalog:
             "ExpressionAttributeValues": {":pk": {"S": f"catalog#{kind}"}},
             "ConsistentRead": True,
         }
-        items: list[Mapping[str, Any]] = []
-        while True:
-            answer = self._wire.call("Query", request)
-            items += answer["Items"]
-            if "LastEvaluatedKey" not in answer:
-                return items
-            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+        return list(query_pages(self._wire, request))
 
     def add_version(self, version: CatalogVersion, now: datetime) -> None:
         """Write a version that is not there yet; `SupersededError` if it is."""

@@ -16,7 +16,12 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from meterline.adapters.dynamodb_wire import DynamoWire, Item, TransactionCanceledError
+from meterline.adapters.dynamodb_wire import (
+    DynamoWire,
+    Item,
+    TransactionCanceledError,
+    read_many,
+)
 from meterline.domain.emission import (
     BatchDue,
     EmissionBatch,
@@ -162,16 +167,8 @@ class DynamoEmissions:
         )
 
     def _get_all(self, keys: Sequence[Item]) -> dict[str, Item]:
-        request: dict[str, Any] = {self._table: {"Keys": keys, "ConsistentRead": True}}
-        found: dict[str, Item] = {}
-        for _ in range(5):
-            answer = self._wire.call("BatchGetItem", {"RequestItems": request})
-            for item in answer["Responses"].get(self._table, ()):
-                found[item["sk"]["S"]] = item
-            request = answer.get("UnprocessedKeys") or {}
-            if not request:
-                return found
-        raise StorageUnavailableError("BatchGetItem: keys left unprocessed")
+        items = read_many(self._wire, self._table, keys, consistent=True)
+        return {item["sk"]["S"]: dict(item) for item in items}
 
     def _save(
         self,

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from meterline.adapters.dynamodb_wire import DynamoWire, TransactionCanceledError
+from meterline.adapters.dynamodb_wire import DynamoWire, TransactionCanceledError, query_pages
 from meterline.domain.controls import Freeze, Lifting
 from meterline.domain.notifications import Channel, Happening, Notification
 from meterline.domain.times import format_time, parse_time
@@ -65,7 +65,7 @@ class DynamoGuardrails:
             "KeyConditionExpression": "kind = :kind",
             "ExpressionAttributeValues": {":kind": {"S": _OPEN}},
         }
-        return [_read_notice(item) for item in self._query(request)]
+        return [_read_notice(item) for item in query_pages(self._wire, request)]
 
     def list_notifications(self, customer: str) -> Sequence[Notification]:
         """The customer's in-app list, the newest first."""
@@ -74,7 +74,7 @@ class DynamoGuardrails:
             "KeyConditionExpression": "pk = :pk",
             "ExpressionAttributeValues": {":pk": {"S": f"{_NOTICES}{customer}"}},
         }
-        found = [_read_notice(item) for item in self._query(request)]
+        found = [_read_notice(item) for item in query_pages(self._wire, request)]
         return sorted(found, key=lambda notification: notification.at, reverse=True)
 
     def list_audit(self, customer: str) -> Sequence[Mapping[str, str]]:
@@ -86,7 +86,7 @@ class DynamoGuardrails:
         }
         return [
             {name: value["S"] for name, value in item.items() if name not in ("pk", "sk")}
-            for item in self._query(request)
+            for item in query_pages(self._wire, request)
         ]
 
     def freeze(self, customer: str, freeze: Freeze, notification: Notification) -> bool:
@@ -221,15 +221,6 @@ class DynamoGuardrails:
                 raise StorageUnavailableError("another write was in the way") from None
             raise
         return True
-
-    def _query(self, request: dict[str, Any]) -> list[Mapping[str, Any]]:
-        items: list[Mapping[str, Any]] = []
-        while True:
-            answer = self._wire.call("Query", request)
-            items += answer["Items"]
-            if "LastEvaluatedKey" not in answer:
-                return items
-            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
 
 
 def _notice_key(notification: Notification) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from meterline.adapters.dynamodb_emissions import partition_key
 from meterline.adapters.dynamodb_totals import DynamoTotals
-from meterline.adapters.dynamodb_wire import DynamoWire
+from meterline.adapters.dynamodb_wire import DynamoWire, query_pages
 from meterline.domain.breaker import DayUse
 from meterline.domain.emission import HourTotal
 from meterline.ports import EventsInTime
@@ -42,15 +42,11 @@ class DynamoHistory:
             },
         }
         days: dict[date, DayUse] = {}
-        while True:
-            answer = self._wire.call("Query", request)
-            for item in answer["Items"]:
-                hours = [int(item[hour]["N"]) for hour in _HOURS if hour in item]
-                day = date.fromisoformat(item["sk"]["S"].removeprefix("day#"))
-                days[day] = DayUse(int(item["q"]["N"]), max(hours, default=0))
-            if "LastEvaluatedKey" not in answer:
-                return days
-            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+        for item in query_pages(self._wire, request):
+            hours = [int(item[hour]["N"]) for hour in _HOURS if hour in item]
+            day = date.fromisoformat(item["sk"]["S"].removeprefix("day#"))
+            days[day] = DayUse(int(item["q"]["N"]), max(hours, default=0))
+        return days
 
     def sum_hours(self, customer: str, meter: str, start: datetime, end: datetime) -> HourTotal:
         """What the hours of [start, end) hold."""
@@ -110,11 +106,7 @@ class DynamoActionHistory:
             },
         }
         days: set[date] = set()
-        while True:
-            answer = self._wire.call("Query", request)
-            for item in answer["Items"]:
-                if f"n:{action}" in item:
-                    days.add(date.fromisoformat(item["sk"]["S"].split("#")[1]))
-            if "LastEvaluatedKey" not in answer:
-                return sorted(days, reverse=True)
-            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+        for item in query_pages(self._wire, request):
+            if f"n:{action}" in item:
+                days.add(date.fromisoformat(item["sk"]["S"].split("#")[1]))
+        return sorted(days, reverse=True)

@@ -29,6 +29,7 @@ from meterline.adapters.dynamodb_wire import (
     DynamoWire,
     Item,
     back_off_s,
+    query_pages,
 )
 from meterline.domain.times import format_time, parse_time
 from meterline.domain.usage import EventKey, LedgerEntry
@@ -260,13 +261,8 @@ class DynamoLedger:
                 ":last": {"S": format_time(last)},
             },
         }
-        while True:
-            answer = self._wire.call("Query", request)
-            for item in answer["Items"]:
-                yield read_item(item)
-            if "LastEvaluatedKey" not in answer:
-                return
-            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+        for item in query_pages(self._wire, request):
+            yield read_item(item)
 
 
 def _round_up(moment: datetime) -> datetime:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from meterline.adapters.dynamodb_accounts import read_customer, read_subscription, read_user
-from meterline.adapters.dynamodb_wire import DynamoWire
+from meterline.adapters.dynamodb_wire import DynamoWire, query_pages
 from meterline.domain.customers import Account
 from meterline.domain.limits import Limit, Limits, MoneyLimit, QuantityLimit
 from meterline.domain.overviews import BillingFacts, Comparison, Overview, PastInvoice
@@ -37,13 +37,7 @@ class DynamoOverviews:
             "ExpressionAttributeValues": {":pk": {"S": f"customer#{customer}"}},
             "ConsistentRead": True,
         }
-        items: list[Mapping[str, Any]] = []
-        while True:
-            answer = self._wire.call("Query", request)
-            items += answer["Items"]
-            if "LastEvaluatedKey" not in answer:
-                break
-            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+        items = list(query_pages(self._wire, request))
         return _read_overview(items)
 
     def put_limits(self, customer: str, limits: Limits) -> None:

@@ -11,14 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from meterline.adapters.dynamodb_books import KEYS_PER_GET, query_pages, read_many
 from meterline.adapters.dynamodb_emissions import (
     DynamoEmissions,
     partition_key,
     read_batch_sending,
     unpack_entries,
 )
-from meterline.adapters.dynamodb_wire import DynamoWire, Item
+from meterline.adapters.dynamodb_wire import DynamoWire, Item, query_pages, read_many
 from meterline.domain.emission import BatchDue, Lapse
 from meterline.domain.periods import Period
 from meterline.domain.reconciliation import BatchRecord
@@ -56,13 +55,11 @@ class DynamoSendingRecords:
         """The codes of problems by identifier."""
         pk = partition_key(customer, meter)
         found = {}
-        for start in range(0, len(identifiers), KEYS_PER_GET):
-            keys: list[Item] = [
-                {"pk": {"S": pk}, "sk": {"S": f"problem#{name}"}}
-                for name in identifiers[start : start + KEYS_PER_GET]
-            ]
-            for item in read_many(self._wire, self._table, keys):
-                found[item["identifier"]["S"]] = item["code"]["S"]
+        keys: list[Item] = [
+            {"pk": {"S": pk}, "sk": {"S": f"problem#{name}"}} for name in identifiers
+        ]
+        for item in read_many(self._wire, self._table, keys):
+            found[item["identifier"]["S"]] = item["code"]["S"]
         return found
 
     def list_late(self) -> Iterator[tuple[str, str, datetime]]:

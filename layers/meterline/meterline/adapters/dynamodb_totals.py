@@ -29,6 +29,7 @@ from meterline.adapters.dynamodb_wire import (
     DynamoWire,
     TransactionCanceledError,
     back_off_s,
+    query_pages,
 )
 from meterline.domain.authorizations import count_uses
 from meterline.domain.emission import HourTotal
@@ -193,16 +194,12 @@ class DynamoTotals:
             "ConsistentRead": True,
         }
         sub_units = events = 0
-        while True:
-            answer = self._wire.call("Query", request)
-            for item in answer["Items"]:
-                day = item["sk"]["S"].removeprefix("day#")
-                for suffix in _hours_of_day(day, start, last):
-                    sub_units += int(item.get(f"q{suffix}", _NOTHING)["N"])
-                    events += int(item.get(f"n{suffix}", _NOTHING)["N"])
-            if "LastEvaluatedKey" not in answer:
-                return HourTotal(sub_units, events)
-            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+        for item in query_pages(self._wire, request):
+            day = item["sk"]["S"].removeprefix("day#")
+            for suffix in _hours_of_day(day, start, last):
+                sub_units += int(item.get(f"q{suffix}", _NOTHING)["N"])
+                events += int(item.get(f"n{suffix}", _NOTHING)["N"])
+        return HourTotal(sub_units, events)
 
     def read_split(self, customer: str, meter: str, edge: datetime) -> HourSplit | None:
         """How the hour around `edge` was last found to be split. One read unit."""
@@ -242,20 +239,16 @@ class DynamoTotals:
             },
             "ConsistentRead": True,
         }
-        while True:
-            answer = self._wire.call("Query", request)
-            for item in answer["Items"]:
-                for attribute in item:
-                    if attribute.startswith("q:"):
-                        name = attribute[2:]
-                        before = shares.get(name, HourTotal(0, 0))
-                        shares[name] = HourTotal(
-                            before.sub_units + int(item[attribute]["N"]),
-                            before.events + int(item[f"n:{name}"]["N"]),
-                        )
-            if "LastEvaluatedKey" not in answer:
-                return shares
-            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+        for item in query_pages(self._wire, request):
+            for attribute in item:
+                if attribute.startswith("q:"):
+                    name = attribute[2:]
+                    before = shares.get(name, HourTotal(0, 0))
+                    shares[name] = HourTotal(
+                        before.sub_units + int(item[attribute]["N"]),
+                        before.events + int(item[f"n:{name}"]["N"]),
+                    )
+        return shares
 
     def _get(self, pk: str, sk: str) -> Mapping[str, Any] | None:
         answer = self._wire.call(

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from meterline.adapters.dynamodb_emissions import partition_key
-from meterline.adapters.dynamodb_wire import DynamoWire
+from meterline.adapters.dynamodb_wire import DynamoWire, query_pages
 from meterline.domain.period_usage import Count, DayCount, Edge, Shares, UsageCounts
 from meterline.domain.times import format_time, parse_time
 
@@ -135,12 +135,7 @@ class DynamoUsage:
                 ":last": {"S": last},
             },
         }
-        while True:
-            answer = self._wire.call("Query", request)
-            yield from answer["Items"]
-            if "LastEvaluatedKey" not in answer:
-                return
-            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+        yield from query_pages(self._wire, request)
 
 
 def _edge_key(at: datetime) -> str:

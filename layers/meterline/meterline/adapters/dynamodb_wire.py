@@ -12,7 +12,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -43,6 +43,10 @@ RETRYABLE_CODES = frozenset(
 )
 """Error codes that DynamoDB's API reference marks as worth trying again, and that of a write which
 met another's transaction on its item: that is over in a moment."""
+
+_KEYS_PER_GET = 100
+"""What one BatchGetItem may ask for."""
+_MAX_GETS = 8
 
 AttributeValue = dict[str, Any]
 """One value in DynamoDB's own JSON: `{"S": "…"}`, `{"N": "1"}`, …"""
@@ -137,6 +141,44 @@ class DynamoWire:
             body,
             datetime.now(UTC),
         )
+
+
+def query_pages(
+    wire: DynamoWire, request: Mapping[str, Any], limit: int | None = None
+) -> Iterator[Mapping[str, Any]]:
+    """All items of a query, or its first `limit`, page by page."""
+    page = dict(request)
+    left = limit
+    while True:
+        if left is not None:
+            page["Limit"] = left
+        answer = wire.call("Query", page)
+        yield from answer["Items"]
+        if left is not None:
+            left -= len(answer["Items"])
+        if "LastEvaluatedKey" not in answer or left == 0:
+            return
+        page["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+
+
+def read_many(
+    wire: DynamoWire, table: str, keys: Sequence[Item], *, consistent: bool = False
+) -> Iterator[Mapping[str, Any]]:
+    """The items of these keys, in any order; what is not there is left out."""
+    for start in range(0, len(keys), _KEYS_PER_GET):
+        part: dict[str, Any] = {"Keys": list(keys[start : start + _KEYS_PER_GET])}
+        if consistent:
+            part["ConsistentRead"] = True
+        request: Mapping[str, Any] = {table: part}
+        for tries in range(1, _MAX_GETS + 1):
+            answer = wire.call("BatchGetItem", {"RequestItems": request})
+            yield from answer["Responses"].get(table, ())
+            request = answer.get("UnprocessedKeys") or {}
+            if not request:
+                break
+            time.sleep(back_off_s(tries))
+        else:
+            raise StorageUnavailableError("BatchGetItem: keys left unprocessed")
 
 
 class TransactionCanceledError(StorageError):
