@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from infra.local.stripe_server import LocalStripe
+from tests.faults.invoiced import PlannedSurroundings
 from tests.faults.whole_path import Surroundings
 from tests.integration.storage.stores import Store
 
@@ -17,4 +18,12 @@ def around(dynamodb_local: str) -> Iterator[Surroundings]:
     with LocalStripe() as local:
         yield Surroundings(Store("dynamodb_local", dynamodb_local), local)
         # Every request of the whole session is one that the SDK's own types describe.
+        assert local.violations() == []
+
+
+@pytest.fixture(scope="session")
+def planned(dynamodb_local: str) -> Iterator[Surroundings]:
+    """Another storage and Stripe for all worlds, set up from the catalog by the setup command."""
+    with LocalStripe() as local:
+        yield PlannedSurroundings(Store("dynamodb_local", dynamodb_local), local)
         assert local.violations() == []

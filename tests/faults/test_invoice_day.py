@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from infra.local.stripe_server import LocalStripe
 from meterline.domain.invoice_checks import HOLD_KEY, CheckState, write_event_line
 from meterline.domain.pricing import price_usage, total_minor
 from meterline.domain.usage import EventKey, LedgerEntry
 from meterline.services.settle_invoices import LatePolicy
-from tests.faults.invoiced import PRO, Office, PlannedSurroundings
+from tests.faults.invoiced import PRO, Office
 from tests.faults.whole_path import Crash, Surroundings, World
-from tests.integration.storage.stores import Store
 
 START = datetime.now(UTC).replace(minute=20, second=0, microsecond=0)
 _serial = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def planned(dynamodb_local: str) -> Iterator[Surroundings]:
-    """Storage and Stripe of this module, set up from the catalog."""
-    with LocalStripe() as local:
-        yield PlannedSurroundings(Store("dynamodb_local", dynamodb_local), local)
-        assert local.violations() == []
 
 
 @pytest.fixture
