@@ -57,7 +57,7 @@ bench: $(INSTALLED) ## What an event costs, next to baselines of the same run
 
 deploy: $(INSTALLED) ## To AWS. PROFILE=staging or PROFILE=production, a section of samconfig.toml
 	$(BIN)/sam build --config-env $(PROFILE)
-	$(BIN)/sam deploy --config-env $(PROFILE)
+	$(BIN)/python -m infra.cli deploy $(PROFILE)
 
 DYNAMODB_LOCAL := .local/dynamodb-local
 DYNAMODB_LOCAL_PACKAGE := amplify-dynamodb-simulator@2.9.30

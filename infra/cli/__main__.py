@@ -16,6 +16,7 @@ COMMANDS = (
     "catalog",
     "customers",
     "dead-letters",
+    "deploy",
     "events",
     "keys",
     "setup",

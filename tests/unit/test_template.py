@@ -162,12 +162,16 @@ def test_every_table_is_kept_and_recoverable_outside_the_local_stage() -> None:
     assert storage["Conditions"]["Kept"] == {
         "Fn::Not": [{"Fn::Equals": [{"Ref": "Stage"}, "local"]}]
     }
+    assert storage["Conditions"]["Protected"] == {
+        "Fn::And": [{"Condition": "Kept"}, {"Fn::Equals": [{"Ref": "ProtectTables"}, "true"]}]
+    }
+    assert MAIN["Parameters"]["ProtectTables"]["Default"] == "true"
     when_kept = {"Fn::If": ["Kept", True, False]}
     for _file, name, table in find_resources("AWS::DynamoDB::Table"):
         properties = table["Properties"]
         assert table["DeletionPolicy"] == "RetainExceptOnCreate", name
         assert table["UpdateReplacePolicy"] == "Retain", name
-        assert properties["DeletionProtectionEnabled"] == when_kept, name
+        assert properties["DeletionProtectionEnabled"] == {"Fn::If": ["Protected", True, False]}
         assert properties["PointInTimeRecoverySpecification"] == {
             "PointInTimeRecoveryEnabled": when_kept
         }, name
@@ -219,6 +223,17 @@ def test_no_secret_is_handed_to_a_function_in_the_clear() -> None:
             assert not re.search(r"KEY|TOKEN|PASSWORD|SECRET(?!_ID)", variable), (
                 f"{name}: {variable}"
             )
+
+
+def test_no_function_reserves_what_a_new_account_does_not_have() -> None:
+    # A new account has 10 concurrent executions, and none of them can be reserved.
+    for _file, name, function in find_resources("AWS::Serverless::Function"):
+        reserved = function["Properties"].get("ReservedConcurrentExecutions")
+        if reserved is not None:
+            condition, amount, otherwise = reserved["Fn::If"]
+            assert otherwise == {"Ref": "AWS::NoValue"}, name
+            assert MAIN["Conditions"][condition] == {"Fn::Not": [{"Fn::Equals": [amount, 0]}]}
+            assert MAIN["Parameters"][amount["Ref"]]["Default"] == 0, name
 
 
 @pytest.mark.parametrize("profile", ["local", "staging", "production"])

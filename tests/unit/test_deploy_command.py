@@ -1,0 +1,91 @@
+"""`deploy`: what it asks of sam, for a stack that is there, is not, or failed at its first try."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import botocore.exceptions
+import click
+import pytest
+
+from infra.cli.deploy import deploy
+
+SETTINGS = {
+    "global": {"parameters": {"stack_name": "meterline-staging"}},
+    "deploy": {"parameters": {"parameter_overrides": ["Stage=staging"]}},
+}
+PROTECTED = [
+    *("deploy", "--config-env", "staging", "--parameter-overrides"),
+    *("Stage=staging", "ProtectTables=true"),
+]
+UNPROTECTED = [*PROTECTED[:-1], "ProtectTables=false"]
+
+
+class FakeStacks:
+    """CloudFormation with at most one stack, known by its status."""
+
+    def __init__(self, status: str | None, refusal: str = "does not exist") -> None:
+        self.status = status
+        self._refusal = refusal
+
+    def describe_stacks(self, **named: str) -> dict[str, Any]:
+        if self.status is None:
+            raise botocore.exceptions.ClientError(
+                {"Error": {"Code": "ValidationError", "Message": f"{named} {self._refusal}"}},
+                "DescribeStacks",
+            )
+        return {"Stacks": [{"StackStatus": self.status}]}
+
+    def delete_stack(self, **named: str) -> None:
+        assert named == {"StackName": "meterline-staging"}
+        self.status = None
+
+    def get_waiter(self, name: str) -> FakeStacks:
+        assert name == "stack_delete_complete"
+        return self
+
+    def wait(self, **_named: str) -> None:
+        assert self.status is None
+
+
+def run_deploy(stacks: FakeStacks) -> list[list[str]]:
+    asked: list[list[str]] = []
+
+    def note(arguments: Sequence[str]) -> None:
+        asked.append(list(arguments))
+
+    deploy("staging", SETTINGS, stacks, note)
+    return asked
+
+
+def test_a_stack_that_is_there_is_deployed_at_once_and_protected() -> None:
+    assert run_deploy(FakeStacks("UPDATE_COMPLETE")) == [PROTECTED]
+
+
+@pytest.mark.parametrize("status", [None, "REVIEW_IN_PROGRESS"])
+def test_a_new_stacks_tables_are_protected_once_all_of_it_stands(status: str | None) -> None:
+    assert run_deploy(FakeStacks(status)) == [UNPROTECTED, PROTECTED]
+
+
+def test_what_is_left_of_a_first_deployment_that_failed_is_cleared_away() -> None:
+    stacks = FakeStacks("ROLLBACK_COMPLETE")
+    assert run_deploy(stacks) == [UNPROTECTED, PROTECTED]
+    assert stacks.status is None
+
+
+def test_a_first_step_that_fails_is_not_followed_by_the_second() -> None:
+    asked = []
+
+    def fail(arguments: Sequence[str]) -> None:
+        asked.append(list(arguments))
+        raise click.ClickException("sam deploy ended with status 1")
+
+    with pytest.raises(click.ClickException):
+        deploy("staging", SETTINGS, FakeStacks(None), fail)
+    assert asked == [UNPROTECTED]
+
+
+def test_a_stack_that_cannot_be_looked_up_is_not_taken_for_a_new_one() -> None:
+    with pytest.raises(click.ClickException, match="may not"):
+        run_deploy(FakeStacks(None, "may not be described by you"))
