@@ -12,7 +12,7 @@ import click
 
 from infra.cli.operator import Trail, reason_options
 from infra.cli.stack_access import Stack, open_stack, stack_option
-from infra.cli.stripe_access import read_key, stripe_options
+from infra.cli.stripe_access import access_stripe, read_key, stripe_options
 from meterline.adapters.dynamodb_accounts import DynamoAccounts
 from meterline.adapters.dynamodb_books import (
     DynamoAuditTrail,
@@ -71,7 +71,7 @@ def reconcile(
         totals_table=stack.table("Totals"),
         emissions_table=stack.table("Emissions"),
         books_table=stack.table("Books"),
-        billed=StripeUsage(lambda: key, api_base=stripe_url, timeout_s=30.0),
+        billed=StripeUsage(access_stripe(key, stripe_url)),
         parked=SqsParked(dead_url, sqs),
         queue=SqsEmissionQueue(queue_url, sqs),
         inbox=SqsEmissionInbox(queue_url, dead_url, lambda: sqs),
@@ -215,7 +215,7 @@ def _settlement(
 ) -> SettleInvoices:
     records = DynamoSendingRecords(wire, stack.table("Emissions"))
     return SettleInvoices(
-        StripeInvoices(lambda: key, api_base=stripe_url, timeout_s=30.0),
+        StripeInvoices(access_stripe(key, stripe_url)),
         DynamoInvoiceChecks(wire, stack.table("Books")),
         DynamoAccounts(wire, stack.table("Accounts")),
         DynamoLedger(wire, stack.table("Events")),

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from infra.cli.stack_access import open_stack, stack_option
-from infra.cli.stripe_access import open_client, read_key
+from infra.cli.stripe_access import access_stripe, open_client, read_key
 from meterline.adapters.dynamodb_accounts import DynamoAccounts
 from meterline.adapters.dynamodb_catalog import DynamoPlans
 from meterline.adapters.dynamodb_ledger import DynamoLedger
@@ -84,7 +84,7 @@ def sync(
     stack = open_stack(stack_name)
     wire, table = stack.wire(), stack.table("Accounts")
     accounts = DynamoAccounts(wire, table)
-    reader = StripeSubscriptions(lambda: key, api_base=stripe_url, timeout_s=30.0, retries=2)
+    reader = StripeSubscriptions(access_stripe(key, stripe_url))
     job = SyncSubscriptions(accounts, reader, DynamoPlans(wire, table))
     customers = list(ids or (customer.id for customer in _each_customer(accounts)))
     found = missing = 0

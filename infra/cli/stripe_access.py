@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import stripe
 
-_TIMEOUT_S = 30.0
-_RETRIES = 2
+from meterline.adapters.stripe_access import StripeAccess
+
+if TYPE_CHECKING:
+    import stripe
 
 
 def stripe_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,12 +37,11 @@ def read_key(key_file: Path | None, *, live: bool) -> str:
     return key
 
 
+def access_stripe(key: str, stripe_url: str | None) -> StripeAccess:
+    """The way to Stripe, or to another server that speaks its API."""
+    return StripeAccess(lambda: key, api_base=stripe_url, timeout_s=30.0)
+
+
 def open_client(key: str, stripe_url: str | None) -> stripe.StripeClient:
     """A client of Stripe, or of another server that speaks its API."""
-    addresses: Any = {"api": stripe_url} if stripe_url else {}
-    return stripe.StripeClient(
-        key,
-        base_addresses=addresses,
-        http_client=stripe.RequestsClient(timeout=_TIMEOUT_S),
-        max_network_retries=_RETRIES,
-    )
+    return access_stripe(key, stripe_url).open()

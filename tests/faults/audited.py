@@ -11,6 +11,7 @@ from meterline.adapters.dynamodb_emissions import DynamoEmissions
 from meterline.adapters.dynamodb_sending_records import DynamoCountedHours, DynamoSendingRecords
 from meterline.adapters.sqs_emission import SqsEmissionInbox
 from meterline.adapters.sqs_emission_queue import SqsEmissionQueue
+from meterline.adapters.stripe_access import StripeAccess
 from meterline.adapters.stripe_usage import StripeUsage
 from meterline.domain.emission import BatchDue
 from meterline.domain.measuring import floor_hour
@@ -47,7 +48,9 @@ class Auditor:
         store, wire = world.around.store, world.around.wire
         self.dropped = DynamoDroppedUsages(wire, store.tables.books)
         self.findings = DynamoFindings(wire, store.tables.books)
-        self.billed = StripeUsage(lambda: world.around.local.key, api_base=world.around.local.url)
+        self.billed = StripeUsage(
+            StripeAccess(lambda: world.around.local.key, api_base=world.around.local.url)
+        )
         self.records = DynamoSendingRecords(wire, store.tables.emissions)
         self.emissions = DynamoEmissions(wire, store.tables.emissions)
         sqs = world._sqs()

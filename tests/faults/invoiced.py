@@ -13,6 +13,7 @@ from infra.cli.billing_setup import Targets, apply, plan_changes, read_account
 from meterline.adapters.dynamodb_accounts import DynamoAccounts
 from meterline.adapters.dynamodb_books import DynamoInvoiceChecks
 from meterline.adapters.dynamodb_sending_records import DynamoSendingRecords
+from meterline.adapters.stripe_access import StripeAccess
 from meterline.adapters.stripe_invoices import StripeInvoices
 from meterline.catalog import load_plans
 from meterline.domain.pricing import Plan
@@ -59,7 +60,7 @@ class Office:
         self.checks = DynamoInvoiceChecks(wire, store.tables.books)
         self.records = DynamoSendingRecords(wire, store.tables.emissions)
         self.invoices = StripeInvoices(
-            lambda: self.world.around.local.key, api_base=self.world.around.local.url
+            StripeAccess(lambda: self.world.around.local.key, api_base=self.world.around.local.url)
         )
 
     def settlement(self, invoices: Any = None) -> SettleInvoices:

@@ -28,6 +28,7 @@ from infra.local.stripe_server import LocalStripe
 from meterline.adapters.dynamodb_accounts import DynamoAccounts
 from meterline.adapters.dynamodb_books import DynamoDroppedUsages
 from meterline.adapters.dynamodb_inbox import DynamoInbox
+from meterline.adapters.stripe_access import StripeAccess
 from meterline.adapters.stripe_events import StripeEvents
 from meterline.adapters.stripe_subscriptions import StripeSubscriptions
 from meterline.domain.pricing import price_usage, total_minor
@@ -142,9 +143,10 @@ class Simulation:
         tables, wire = self.around.store.tables, self.around.wire
         local = self.around.local
         self.accounts = DynamoAccounts(wire, tables.accounts)
-        self.events = StripeEvents(lambda: local.key, api_base=local.url)
+        stripe_access = StripeAccess(lambda: local.key, api_base=local.url)
+        self.events = StripeEvents(stripe_access)
         self.inbox = DynamoInbox(wire, tables.inbox)
-        subscriptions = StripeSubscriptions(lambda: local.key, api_base=local.url)
+        subscriptions = StripeSubscriptions(stripe_access)
         self.apply = ApplyStripeEvent(
             self.inbox,
             self.accounts,

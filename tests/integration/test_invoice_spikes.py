@@ -10,6 +10,7 @@ import pytest
 
 from infra.local.stripe_account import StripeAccount, Subscriber
 from infra.local.stripe_server import LocalStripe
+from meterline.adapters.stripe_access import StripeAccess
 from meterline.adapters.stripe_invoice_lines import SPIKE_KEY, StripeInvoiceLines
 from meterline.domain.invoice_checks import BillingInvoice
 from meterline.domain.notifications import Notification
@@ -84,7 +85,9 @@ class Billed:
         return draft
 
     def check(self, draft: Any, *, holds: bool = False) -> Any:
-        invoices = StripeInvoiceLines(lambda: self.account.key, api_base=self.account.url)
+        invoices = StripeInvoiceLines(
+            StripeAccess(lambda: self.account.key, api_base=self.account.url)
+        )
         check = CheckInvoice(invoices, self.told, self.told, holds=holds)
         found = BillingInvoice(
             id=draft.id,

@@ -12,6 +12,7 @@ import stripe
 
 from infra.cli.billing_setup import Targets, apply, plan_changes, read_account
 from infra.local.stripe_server.serving import LocalStripe
+from meterline.adapters.stripe_access import StripeAccess
 from meterline.adapters.stripe_subscriptions import StripeSubscriptions
 from meterline.catalog import load_meters, load_plans
 from meterline.domain.periods import Interval, Period
@@ -33,7 +34,9 @@ class Billed:
         applied = apply(self.client, plan_changes(found, meters, plans, Targets()))
         self.base = applied.ids["price", "pro.base"]
         self.usage = applied.ids["price", "pro.usage"]
-        self.reader = StripeSubscriptions(lambda: local.key, api_base=local.url, retries=0)
+        self.reader = StripeSubscriptions(
+            StripeAccess(lambda: local.key, api_base=local.url, retries=0)
+        )
 
     def subscribe(self, **params: Any) -> Any:
         v1 = self.client.v1
@@ -198,10 +201,14 @@ def test_a_failing_stripe_is_unavailable(billed: Billed, status: int) -> None:
 
 
 def test_a_wrong_key_and_no_connection_are_unavailable(billed: Billed) -> None:
-    wrong = StripeSubscriptions(lambda: "sk_test_wrong", api_base=billed.local.url, retries=0)
+    wrong = StripeSubscriptions(
+        StripeAccess(lambda: "sk_test_wrong", api_base=billed.local.url, retries=0)
+    )
     with pytest.raises(BillingUnavailableError):
         wrong.of("cus_any", NOW)
-    nowhere = StripeSubscriptions(lambda: "sk_test_x", api_base="http://127.0.0.1:9", retries=0)
+    nowhere = StripeSubscriptions(
+        StripeAccess(lambda: "sk_test_x", api_base="http://127.0.0.1:9", retries=0)
+    )
     with pytest.raises(BillingUnavailableError):
         nowhere.of("cus_any", NOW)
     assert stripe.api_key is None

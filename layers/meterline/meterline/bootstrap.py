@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from meterline.adapters.dynamodb_sending_records import DynamoCountedHours
     from meterline.adapters.dynamodb_stream import StreamReader
     from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.adapters.stripe_access import StripeAccess
     from meterline.catalog.changelog import PricingChange
     from meterline.pages import Pages
     from meterline.pages.answers import PageAnswers
@@ -67,6 +68,21 @@ def require(environment: Environment, name: str) -> str:
     return value
 
 
+def _access_stripe(
+    environment: Environment, *, timeout_s: float = 10.0, retries: int = 2
+) -> StripeAccess:
+    """The way to Stripe of a function that asks it; where a person waits, ask for less."""
+    from meterline.adapters.secrets_api_key import SecretApiKey
+    from meterline.adapters.stripe_access import StripeAccess
+
+    return StripeAccess(
+        SecretApiKey(require(environment, "STRIPE_SECRET_ID")),
+        api_base=environment.get("STRIPE_API_BASE") or None,
+        timeout_s=timeout_s,
+        retries=retries,
+    )
+
+
 def authenticate_and_report_usage(environment: Environment) -> tuple[Authenticate, ReportUsage]:
     """What `report_usage` is made of."""
     from meterline.adapters.dynamodb_accounts import DynamoAccounts
@@ -95,7 +111,6 @@ def authenticate_and_manage_customers(
     from meterline.adapters.dynamodb_accounts import DynamoAccounts
     from meterline.adapters.dynamodb_catalog import DynamoPlans
     from meterline.adapters.dynamodb_wire import DynamoWire
-    from meterline.adapters.secrets_api_key import SecretApiKey
     from meterline.adapters.stripe_subscriptions import StripeSubscriptions
     from meterline.services.authenticate import Authenticate
     from meterline.services.manage_customers import ManageCustomers
@@ -103,10 +118,7 @@ def authenticate_and_manage_customers(
 
     wire, accounts_table = DynamoWire(), require(environment, "ACCOUNTS_TABLE")
     accounts = DynamoAccounts(wire, accounts_table)
-    subscriptions = StripeSubscriptions(
-        SecretApiKey(require(environment, "STRIPE_SECRET_ID")),
-        api_base=environment.get("STRIPE_API_BASE") or None,
-    )
+    subscriptions = StripeSubscriptions(_access_stripe(environment, timeout_s=5.0, retries=1))
     plans = DynamoPlans(wire, accounts_table)
     sync = SyncSubscriptions(accounts, subscriptions, plans)
     return Authenticate(accounts), ManageCustomers(accounts, accounts, sync, plans)
@@ -332,7 +344,6 @@ def apply_stripe_event(environment: Environment) -> ApplyStripeEvent:
     from meterline.adapters.dynamodb_catalog import DynamoPlans
     from meterline.adapters.dynamodb_inbox import DynamoInbox
     from meterline.adapters.dynamodb_wire import DynamoWire
-    from meterline.adapters.secrets_api_key import SecretApiKey
     from meterline.adapters.stripe_events import StripeEvents
     from meterline.adapters.stripe_subscriptions import StripeSubscriptions
     from meterline.services.apply_stripe_event import ApplyStripeEvent
@@ -342,16 +353,15 @@ def apply_stripe_event(environment: Environment) -> ApplyStripeEvent:
     accounts_table = require(environment, "ACCOUNTS_TABLE")
     books_table = require(environment, "BOOKS_TABLE")
     accounts = DynamoAccounts(wire, accounts_table)
-    api_key = SecretApiKey(require(environment, "STRIPE_SECRET_ID"))
-    api_base = environment.get("STRIPE_API_BASE") or None
+    stripe_access = _access_stripe(environment)
     return ApplyStripeEvent(
         DynamoInbox(wire, require(environment, "INBOX_TABLE")),
         accounts,
-        StripeEvents(api_key, api_base=api_base),
+        StripeEvents(stripe_access),
         DynamoDroppedUsages(wire, books_table),
         sync=SyncSubscriptions(
             accounts,
-            StripeSubscriptions(api_key, api_base=api_base, retries=2),
+            StripeSubscriptions(stripe_access),
             DynamoPlans(wire, accounts_table),
         ),
         check_invoice=make_invoice_settlement(environment, wire),
@@ -362,16 +372,12 @@ def poll_stripe_events(environment: Environment) -> PollStripeEvents:
     """What `poll_stripe_events` is made of."""
     from meterline.adapters.dynamodb_inbox import DynamoInbox
     from meterline.adapters.dynamodb_wire import DynamoWire
-    from meterline.adapters.secrets_api_key import SecretApiKey
     from meterline.adapters.sqs_notices import SqsNotices
     from meterline.adapters.stripe_events import StripeEvents
     from meterline.services.poll_stripe_events import PollStripeEvents
 
     return PollStripeEvents(
-        StripeEvents(
-            SecretApiKey(require(environment, "STRIPE_SECRET_ID")),
-            api_base=environment.get("STRIPE_API_BASE") or None,
-        ),
+        StripeEvents(_access_stripe(environment)),
         DynamoInbox(DynamoWire(), require(environment, "INBOX_TABLE")),
         SqsNotices(require(environment, "STRIPE_EVENTS_QUEUE_URL")),
     )
@@ -482,7 +488,6 @@ def compare_usage(environment: Environment) -> CompareUsage:
     from meterline.adapters.dynamodb_overviews import DynamoOverviews
     from meterline.adapters.dynamodb_totals import DynamoTotals
     from meterline.adapters.dynamodb_wire import DynamoWire
-    from meterline.adapters.secrets_api_key import SecretApiKey
     from meterline.adapters.stripe_statements import StripeStatements
     from meterline.catalog import load_meters
     from meterline.services.compare_usage import CompareUsage
@@ -494,10 +499,7 @@ def compare_usage(environment: Environment) -> CompareUsage:
     return CompareUsage(
         DynamoOverviews(wire, accounts_table),
         MeasurePeriod(totals, ledger),
-        StripeStatements(
-            SecretApiKey(require(environment, "STRIPE_SECRET_ID")),
-            api_base=environment.get("STRIPE_API_BASE") or None,
-        ),
+        StripeStatements(_access_stripe(environment, timeout_s=5.0)),
         DynamoPlans(wire, accounts_table),
         load_meters(),
     )
@@ -510,7 +512,6 @@ def reconcile_usage(environment: Environment) -> tuple[ReconcileCustomers, RunCu
     from meterline.adapters.dynamodb_accounts import DynamoAccounts
     from meterline.adapters.dynamodb_books import DynamoRunCursor
     from meterline.adapters.dynamodb_wire import DynamoWire
-    from meterline.adapters.secrets_api_key import SecretApiKey
     from meterline.adapters.sqs_emission import SqsEmissionInbox
     from meterline.adapters.sqs_emission_queue import SqsEmissionQueue
     from meterline.adapters.sqs_parked import SqsParked
@@ -522,10 +523,7 @@ def reconcile_usage(environment: Environment) -> tuple[ReconcileCustomers, RunCu
     accounts = DynamoAccounts(wire, require(environment, "ACCOUNTS_TABLE"))
     queue_url = require(environment, "EMISSIONS_QUEUE_URL")
     dead_url = require(environment, "EMISSIONS_DLQ_URL")
-    billed = StripeUsage(
-        SecretApiKey(require(environment, "STRIPE_SECRET_ID")),
-        api_base=environment.get("STRIPE_API_BASE") or None,
-    )
+    billed = StripeUsage(_access_stripe(environment, retries=3))
     reconcile, counted = make_reconciliation(
         wire,
         events_table=require(environment, "EVENTS_TABLE"),
@@ -605,7 +603,6 @@ def make_invoice_settlement(environment: Environment, wire: DynamoWire) -> Settl
     from meterline.adapters.dynamodb_catalog import DynamoPlans
     from meterline.adapters.dynamodb_ledger import DynamoLedger
     from meterline.adapters.dynamodb_sending_records import DynamoSendingRecords
-    from meterline.adapters.secrets_api_key import SecretApiKey
     from meterline.adapters.stripe_invoices import StripeInvoices
     from meterline.catalog import load_meters
     from meterline.services.settle_invoices import LatePolicy, SettleInvoices
@@ -615,10 +612,7 @@ def make_invoice_settlement(environment: Environment, wire: DynamoWire) -> Settl
     if policy not in [*LatePolicy]:
         raise ConfigurationError(f"LATE_USAGE_POLICY must be bill or waive, is {policy!r}")
     return SettleInvoices(
-        StripeInvoices(
-            SecretApiKey(require(environment, "STRIPE_SECRET_ID")),
-            api_base=environment.get("STRIPE_API_BASE") or None,
-        ),
+        StripeInvoices(_access_stripe(environment)),
         DynamoInvoiceChecks(wire, require(environment, "BOOKS_TABLE")),
         DynamoAccounts(wire, accounts_table),
         DynamoLedger(wire, require(environment, "EVENTS_TABLE")),
@@ -634,7 +628,6 @@ def _check_invoice(environment: Environment, wire: DynamoWire) -> CheckInvoice:
     """The look at a draft's size, on the way of its settlement."""
     from meterline.adapters.dynamodb_guardrails import DynamoGuardrails
     from meterline.adapters.eventbridge_bus import EventBridgeBus
-    from meterline.adapters.secrets_api_key import SecretApiKey
     from meterline.adapters.stripe_invoice_lines import StripeInvoiceLines
     from meterline.services.check_invoice import CheckInvoice
 
@@ -642,10 +635,7 @@ def _check_invoice(environment: Environment, wire: DynamoWire) -> CheckInvoice:
     if spikes not in ("tell", "hold"):
         raise ConfigurationError(f"INVOICE_SPIKES must be tell or hold, is {spikes!r}")
     return CheckInvoice(
-        StripeInvoiceLines(
-            SecretApiKey(require(environment, "STRIPE_SECRET_ID")),
-            api_base=environment.get("STRIPE_API_BASE") or None,
-        ),
+        StripeInvoiceLines(_access_stripe(environment)),
         DynamoGuardrails(wire, require(environment, "ACCOUNTS_TABLE")),
         EventBridgeBus(require(environment, "EVENT_BUS")),
         holds=spikes == "hold",

@@ -18,6 +18,7 @@ import stripe
 import urllib3
 from requests.adapters import HTTPAdapter
 
+from meterline.adapters.stripe_access import StripeAccess
 from meterline.domain.emission import (
     Billability,
     BillableFrom,
@@ -87,13 +88,16 @@ class StripeBilling:
         now_s: Callable[[], float] = time.time,
         http_client: stripe.HTTPClient | None = None,
     ) -> None:
-        self._api_key = api_key
-        self._api_base = api_base
         self._now_s = now_s
-        self._http = http_client or stripe.RequestsClient(
-            timeout=(connect_timeout_s, timeout_s), session=_make_session(pool_size)
+        self._stripe = StripeAccess(
+            api_key,
+            api_base=api_base,
+            retries=0,
+            http_client=http_client
+            or stripe.RequestsClient(
+                timeout=(connect_timeout_s, timeout_s), session=_make_session(pool_size)
+            ),
         )
-        self._client: tuple[str, stripe.StripeClient] | None = None
         self._billable: dict[str, _Cached] = {}
 
     @property
@@ -149,7 +153,7 @@ class StripeBilling:
     def _create(self, params: MeterEventCreateParams, key: str) -> tuple[SendOutcome, bool]:
         """The outcome, and whether it only repeats what was stored for the key before."""
         try:
-            self._stripe().v1.billing.meter_events.create(params, {"idempotency_key": key})
+            self._stripe.open().v1.billing.meter_events.create(params, {"idempotency_key": key})
         except stripe.IdempotencyError as error:
             if error.http_status == 409:
                 return NotApplied("a call with this idempotency key is under way"), False
@@ -160,7 +164,7 @@ class StripeBilling:
         return Sent(), False
 
     def _read_billable(self, billing_customer: str, now_s: float) -> _Cached:
-        v1 = self._stripe().v1
+        v1 = self._stripe.open().v1
         by_customer: SubscriptionListParams = {"customer": billing_customer, "limit": 100}
         subscriptions = v1.subscriptions.list(by_customer)
         items = [
@@ -197,18 +201,6 @@ class StripeBilling:
             # old start is the safe one: the old period's invoice is a draft for an hour at least.
             until_s = now_s + _SHORT_CACHE_S
         return _Cached(BillableFrom(min(starts)), min(until_s, now_s + _LONG_CACHE_S))
-
-    def _stripe(self) -> stripe.StripeClient:
-        key = self._api_key()
-        if self._client is None or self._client[0] != key:
-            client = stripe.StripeClient(
-                key,
-                base_addresses={"api": self._api_base} if self._api_base else {},
-                max_network_retries=0,
-                http_client=self._http,
-            )
-            self._client = (key, client)
-        return self._client[1]
 
 
 def _make_session(pool_size: int) -> requests.Session:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from meterline.adapters.stripe_access import StripeAccess, read_refusal, translate_errors
 from meterline.domain.invoice_spikes import ComparedInvoice, InvoiceLine
 from meterline.domain.periods import Period
 from meterline.errors import BillingUnavailableError, InvoiceFinalError
@@ -26,31 +25,21 @@ _MOST_INVOICES = 24
 class StripeInvoiceLines:
     """Keeps `meterline.ports.ComparableInvoices`. Raises `BillingUnavailableError`."""
 
-    def __init__(
-        self,
-        api_key: Callable[[], str],
-        *,
-        api_base: str | None = None,
-        timeout_s: float = 10.0,
-        retries: int = 2,
-    ) -> None:
-        self._api_key = api_key
-        self._api_base = api_base
-        self._timeout_s = timeout_s
-        self._retries = retries
+    def __init__(self, stripe_access: StripeAccess) -> None:
+        self._stripe = stripe_access
         # A price's recurrence never changes (API reference).
         self._metered: dict[str, bool] = {}
 
     def read(self, invoice: str) -> ComparedInvoice:
         """The invoice with its lines as they are now."""
-        with _translated():
-            client = self._open()
+        with translate_errors():
+            client = self._stripe.open()
             return self._read(client, client.v1.invoices.retrieve(invoice))
 
     def find_previous(self, invoice: str) -> ComparedInvoice | None:
         """The newest sent invoice of the same subscription before it, both of a whole cycle."""
-        with _translated():
-            client = self._open()
+        with translate_errors():
+            client = self._stripe.open()
             draft = client.v1.invoices.retrieve(invoice)
             subscription = _subscription_of(draft)
             if draft.billing_reason != _CYCLE or subscription is None:
@@ -67,14 +56,12 @@ class StripeInvoiceLines:
 
     def hold_spike(self, invoice: str, why: str) -> None:
         """Keep a draft from being finalised until a person lets it; `InvoiceFinalError`."""
-        import stripe
-
         params: InvoiceUpdateParams = {"auto_advance": False, "metadata": {SPIKE_KEY: why}}
         try:
-            with _translated():
-                self._open().v1.invoices.update(invoice, params)
+            with translate_errors():
+                self._stripe.open().v1.invoices.update(invoice, params)
         except BillingUnavailableError as error:
-            if isinstance(error.__cause__, stripe.InvalidRequestError):
+            if read_refusal(error) is not None:
                 raise InvoiceFinalError(invoice) from error
             raise
 
@@ -111,16 +98,6 @@ class StripeInvoiceLines:
             self._metered[price] = recurring is not None and recurring.usage_type == "metered"
         return self._metered[price]
 
-    def _open(self) -> stripe.StripeClient:
-        import stripe
-
-        return stripe.StripeClient(
-            self._api_key(),
-            base_addresses={"api": self._api_base} if self._api_base else {},
-            http_client=stripe.RequestsClient(timeout=self._timeout_s),
-            max_network_retries=self._retries,
-        )
-
 
 def _subscription_of(invoice: stripe.Invoice) -> str | None:
     details = invoice.parent.subscription_details if invoice.parent is not None else None
@@ -128,16 +105,6 @@ def _subscription_of(invoice: stripe.Invoice) -> str | None:
         return None
     subscription: Any = details.subscription
     return subscription if isinstance(subscription, str) else str(subscription.id)
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    import stripe
-
-    try:
-        yield
-    except stripe.StripeError as error:
-        raise BillingUnavailableError(f"{type(error).__name__}: {error.user_message}") from error
 
 
 def _moment(at_s: int) -> datetime:

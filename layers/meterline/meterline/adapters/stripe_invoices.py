@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from meterline.adapters.stripe_access import StripeAccess, read_refusal, translate_errors
 from meterline.adapters.stripe_subscriptions import PLAN_KEY
 from meterline.domain.invoice_checks import HOLD_KEY, BillingInvoice, UsageLine
 from meterline.domain.periods import Period
@@ -29,28 +29,23 @@ LATE_KEY = "meterline_late"
 class StripeInvoices:
     """Keeps `meterline.ports.BillingInvoices`. Raises `BillingUnavailableError`."""
 
-    def __init__(
-        self,
-        api_key: Callable[[], str],
-        *,
-        api_base: str | None = None,
-        timeout_s: float = 10.0,
-        retries: int = 2,
-    ) -> None:
-        self._api_key = api_key
-        self._api_base = api_base
-        self._timeout_s = timeout_s
-        self._retries = retries
+    def __init__(self, stripe_access: StripeAccess) -> None:
+        self._stripe = stripe_access
         # A price's recurrence and a meter's event name never change (API reference).
         self._prices: dict[str, tuple[str | None, str | None]] = {}
 
     def get(self, invoice: str) -> BillingInvoice:
         """The invoice as it is now; `NotFoundError`."""
-        with _translated():
-            client = self._open()
-            found = client.v1.invoices.retrieve(invoice)
-            lines = client.v1.invoices.line_items.list(invoice, {"limit": 100})
-            usage = self._read_usage(client, lines.auto_paging_iter())
+        try:
+            with translate_errors():
+                client = self._stripe.open()
+                found = client.v1.invoices.retrieve(invoice)
+                lines = client.v1.invoices.line_items.list(invoice, {"limit": 100})
+                usage = self._read_usage(client, lines.auto_paging_iter())
+        except BillingUnavailableError as error:
+            if read_refusal(error) == "resource_missing":
+                raise NotFoundError(f"no such invoice: {invoice}") from error
+            raise
         metadata = found.metadata.to_dict() if found.metadata is not None else {}
         customer = found.customer
         return BillingInvoice(
@@ -103,8 +98,8 @@ class StripeInvoices:
                 "end": int(period.end.timestamp()),
             },
         }
-        with _translated():
-            items = self._open().v1.invoice_items
+        with translate_errors():
+            items = self._stripe.open().v1.invoice_items
             for item in items.list(listing).auto_paging_iter():
                 if item.metadata is not None and item.metadata.to_dict().get(LATE_KEY) == name:
                     return item.id
@@ -112,14 +107,11 @@ class StripeInvoices:
             return items.create(params, {"idempotency_key": f"ml-late-{key}"}).id
 
     def _update(self, invoice: str, params: InvoiceUpdateParams) -> None:
-        import stripe
-
         try:
-            with _translated():
-                self._open().v1.invoices.update(invoice, params)
+            with translate_errors():
+                self._stripe.open().v1.invoices.update(invoice, params)
         except BillingUnavailableError as error:
-            cause = error.__cause__
-            if isinstance(cause, stripe.InvalidRequestError):
+            if read_refusal(error) is not None:
                 raise InvoiceFinalError(invoice) from error
             raise
 
@@ -159,34 +151,6 @@ class StripeInvoices:
             self._prices[price] = (event_name, tags.get(PLAN_KEY))
         return self._prices[price]
 
-    def _open(self) -> stripe.StripeClient:
-        import stripe
-
-        return stripe.StripeClient(
-            self._api_key(),
-            base_addresses={"api": self._api_base} if self._api_base else {},
-            http_client=stripe.RequestsClient(timeout=self._timeout_s),
-            max_network_retries=self._retries,
-        )
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    import stripe
-
-    try:
-        yield
-    except stripe.InvalidRequestError as error:
-        if error.code == "resource_missing":
-            raise NotFoundError(str(error.user_message)) from error
-        raise BillingUnavailableError(_explain(error)) from error
-    except stripe.StripeError as error:
-        raise BillingUnavailableError(_explain(error)) from error
-
 
 def _moment(at_s: int) -> datetime:
     return datetime.fromtimestamp(at_s, UTC)
-
-
-def _explain(error: Any) -> str:
-    return f"{type(error).__name__} {error.http_status or ''} {error.user_message or ''}".strip()

@@ -3,44 +3,34 @@ have this adapter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import stripe
-
+from meterline.adapters.stripe_access import StripeAccess, translate_errors
 from meterline.domain.overviews import PastInvoice
 from meterline.errors import BillingUnavailableError
 
 if TYPE_CHECKING:
+    import stripe
     from stripe.params import InvoiceListParams
 
 _DRAFT = "draft"
 
 
 class StripeStatements:
-    """Keeps `meterline.ports.BillingStatements`. `api_key` is asked before each question."""
+    """Keeps `meterline.ports.BillingStatements`."""
 
-    def __init__(
-        self,
-        api_key: Callable[[], str],
-        *,
-        api_base: str | None = None,
-        timeout_s: float = 5.0,
-        retries: int = 2,
-    ) -> None:
-        self._api_key = api_key
-        self._api_base = api_base
-        self._timeout_s = timeout_s
-        self._retries = retries
+    def __init__(self, stripe_access: StripeAccess) -> None:
+        self._stripe = stripe_access
         self._meters: dict[str, str] = {}
 
     def count_usage(
         self, billing_customer: str, event_name: str, start: datetime, end: datetime
     ) -> int:
         """Sub-units between two whole minutes (API reference, meter event summaries)."""
-        client = self._open()
-        try:
+        with translate_errors():
+            client = self._stripe.open()
             summaries = client.v1.billing.meters.event_summaries.list(
                 self._find_meter(client, event_name),
                 {
@@ -52,17 +42,12 @@ class StripeStatements:
             )
             # Stripe's JSON has a float here, exact for whole numbers up to 2^53.
             return sum(int(summary.aggregated_value) for summary in summaries.auto_paging_iter())
-        except stripe.StripeError as error:
-            raise BillingUnavailableError(_explain(error)) from error
 
     def list_invoices(self, billing_customer: str, limit: int) -> Sequence[PastInvoice]:
         """The newest invoices that are not drafts, newest first."""
-        client = self._open()
         asked: InvoiceListParams = {"customer": billing_customer, "limit": min(limit + 5, 100)}
-        try:
-            listed = client.v1.invoices.list(asked).data
-        except stripe.StripeError as error:
-            raise BillingUnavailableError(_explain(error)) from error
+        with translate_errors():
+            listed = self._stripe.open().v1.invoices.list(asked).data
         return [
             PastInvoice(
                 id=str(invoice.id),
@@ -84,15 +69,3 @@ class StripeStatements:
         if event_name not in self._meters:
             raise BillingUnavailableError(f"Stripe has no meter {event_name}")
         return self._meters[event_name]
-
-    def _open(self) -> stripe.StripeClient:
-        return stripe.StripeClient(
-            self._api_key(),
-            base_addresses={"api": self._api_base} if self._api_base else {},
-            http_client=stripe.RequestsClient(timeout=self._timeout_s),
-            max_network_retries=self._retries,
-        )
-
-
-def _explain(error: stripe.StripeError) -> str:
-    return f"{type(error).__name__} {error.http_status or ''} {error.code or ''}".strip()

@@ -1,15 +1,11 @@
-"""Stripe's subscriptions, read into ours.
-
-`stripe` is imported with the first question, not with the module: it takes 130 to 290 ms, and
-most calls of the function that has this adapter ask nothing.
-"""
+"""Stripe's subscriptions, read into ours."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from meterline.adapters.stripe_access import StripeAccess, read_refusal, translate_errors
 from meterline.domain.periods import Interval, Period
 from meterline.domain.subscriptions import Subscription
 from meterline.errors import BillingUnavailableError
@@ -30,42 +26,23 @@ _RANKS = {
 
 
 class StripeSubscriptions:
-    """The Subscriptions port on Stripe's API. `api_key` is asked before each question."""
+    """The Subscriptions port on Stripe's API."""
 
-    def __init__(
-        self,
-        api_key: Callable[[], str],
-        *,
-        api_base: str | None = None,
-        timeout_s: float = 5.0,
-        retries: int = 1,
-    ) -> None:
-        self._api_key = api_key
-        self._api_base = api_base
-        self._timeout_s = timeout_s
-        self._retries = retries
+    def __init__(self, stripe_access: StripeAccess) -> None:
+        self._stripe = stripe_access
 
     def of(self, billing_customer: str, now: datetime) -> Subscription | None:
         """The customer's subscription: of several a live one, one of our catalog, the newest."""
-        import stripe
-
-        client = stripe.StripeClient(
-            self._api_key(),
-            base_addresses={"api": self._api_base} if self._api_base else {},
-            http_client=stripe.RequestsClient(timeout=self._timeout_s),
-            max_network_retries=self._retries,
-        )
         try:
-            listed = client.v1.subscriptions.list(
-                {"customer": billing_customer, "status": "all", "limit": 100}
-            )
-            found = list(listed.auto_paging_iter())
-        except stripe.InvalidRequestError as error:
-            if error.code == "resource_missing":
+            with translate_errors():
+                listed = self._stripe.open().v1.subscriptions.list(
+                    {"customer": billing_customer, "status": "all", "limit": 100}
+                )
+                found = list(listed.auto_paging_iter())
+        except BillingUnavailableError as error:
+            if read_refusal(error) == "resource_missing":
                 return None
-            raise BillingUnavailableError(_explain(error)) from error
-        except stripe.StripeError as error:
-            raise BillingUnavailableError(_explain(error)) from error
+            raise
         candidates = [each for each in found if each.items.data]
         if not candidates:
             return None
@@ -123,7 +100,3 @@ def _moment(at_s: int) -> datetime:
 
 def _optional(at_s: int | None) -> datetime | None:
     return None if at_s is None else _moment(at_s)
-
-
-def _explain(error: stripe.StripeError) -> str:
-    return f"{type(error).__name__} {error.http_status or ''}".strip()

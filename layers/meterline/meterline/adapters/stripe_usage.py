@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from meterline.adapters.stripe_access import StripeAccess, translate_errors
 from meterline.domain.meters import Meter
 from meterline.errors import BillingUnavailableError
 
@@ -23,20 +24,9 @@ _EXACT = 2**53
 class StripeUsage:
     """Keeps `meterline.ports.BilledUsage`. Safe to share between threads."""
 
-    def __init__(
-        self,
-        api_key: Callable[[], str],
-        *,
-        api_base: str | None = None,
-        timeout_s: float = 10.0,
-        retries: int = 3,
-    ) -> None:
-        self._api_key = api_key
-        self._api_base = api_base
-        self._timeout_s = timeout_s
-        self._retries = retries
+    def __init__(self, stripe_access: StripeAccess) -> None:
+        self._stripe = stripe_access
         self._meters: dict[str, str] = {}
-        self._client: tuple[str, stripe.StripeClient] | None = None
 
     def total(self, billing_customer: str, meter: Meter, start: datetime, end: datetime) -> int:
         """Sub-units in a span of whole minutes; one call."""
@@ -56,8 +46,6 @@ class StripeUsage:
     def _list(
         self, billing_customer: str, meter: Meter, start: datetime, end: datetime, *, by_hour: bool
     ) -> Iterator[stripe.billing.MeterEventSummary]:
-        import stripe
-
         params: MeterEventSummaryListParams = {
             "customer": billing_customer,
             "start_time": int(start.timestamp()),
@@ -66,17 +54,14 @@ class StripeUsage:
         }
         if by_hour:
             params["value_grouping_window"] = "hour"
-        try:
+        with translate_errors():
             meter_id = self._find_meter(meter)
-            listed = self._open().v1.billing.meters.event_summaries.list(meter_id, params)
+            listed = self._stripe.open().v1.billing.meters.event_summaries.list(meter_id, params)
             yield from listed.auto_paging_iter()
-        except stripe.StripeError as error:
-            name = type(error).__name__
-            raise BillingUnavailableError(f"{name} {error.http_status or ''}".strip()) from error
 
     def _find_meter(self, meter: Meter) -> str:
         if meter.event_name not in self._meters:
-            listed = self._open().v1.billing.meters.list({"limit": _PAGE})
+            listed = self._stripe.open().v1.billing.meters.list({"limit": _PAGE})
             for each in listed.auto_paging_iter():
                 # An archived meter of the same name has counted what came before.
                 if each.status == "active" or each.event_name not in self._meters:
@@ -84,20 +69,6 @@ class StripeUsage:
         if meter.event_name not in self._meters:
             raise BillingUnavailableError(f"there is no meter for {meter.event_name}")
         return self._meters[meter.event_name]
-
-    def _open(self) -> stripe.StripeClient:
-        import stripe
-
-        key = self._api_key()
-        if self._client is None or self._client[0] != key:
-            client = stripe.StripeClient(
-                key,
-                base_addresses={"api": self._api_base} if self._api_base else {},
-                http_client=stripe.RequestsClient(timeout=self._timeout_s),
-                max_network_retries=self._retries,
-            )
-            self._client = (key, client)
-        return self._client[1]
 
 
 def _whole(value: float) -> int:
