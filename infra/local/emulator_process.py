@@ -71,12 +71,37 @@ def share_layers() -> None:
     lambda_svc._resolve_layer_zip = resolve_shared
 
 
+def note_permissions(file: Path) -> None:
+    """Write down, once each, what roles were allowed: role, action, resource, with tabs between."""
+    from ministack.core import iam_evaluator
+
+    evaluate = iam_evaluator.evaluate
+    noted: set[tuple[str, str, str]] = set()
+    lock = threading.Lock()
+
+    def evaluate_and_note(context: Any, *policies: Any) -> Any:
+        result = evaluate(context, *policies)
+        use = (context.principal_arn, context.action, context.resource_arn)
+        if result.decision == "Allow" and use not in noted:
+            with lock, file.open("a") as notes:
+                noted.add(use)
+                notes.write("\t".join(use) + "\n")
+        return result
+
+    iam_evaluator.evaluate = evaluate_and_note
+
+
 def run_emulator() -> None:
-    """Run the emulator in this process; functions run on `FUNCTION_PYTHON`."""
+    """Run the emulator in this process; functions run on `FUNCTION_PYTHON`.
+
+    Where `PERMISSIONS_FILE` is set, the permissions that roles use are written down there.
+    """
     from ministack import app
 
     stream_partiql_inserts()
     share_layers()
+    if file := os.environ.get("PERMISSIONS_FILE"):
+        note_permissions(Path(file))
     end_with_owner()
     # The emulator runs functions on its own interpreter, where every package of the development
     # environment could be imported. Functions are to see their layers alone.

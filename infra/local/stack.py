@@ -47,6 +47,8 @@ _BATCH_ACTIONS = {
     # Not a batch: the emulator asks for all identities where AWS asks for the sender's.
     "NotifyRole": "ses:SendEmail",
 }
+EMULATOR_POLICY = "emulator"
+"""Of what a role may do here, what the template does not grant: the actions above."""
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 10.0
 _KEPT_BUILDS = 3
@@ -72,6 +74,9 @@ def _free_port() -> int:
 class LocalStack:
     """The template, deployed on an emulator that only this object uses.
 
+    `resources` says what each resource is called here, nested stacks' included, by its name in the
+    template; `permissions_file` has what each role was allowed so far.
+
     `name` tells stacks apart in `.local/`. `stripe_url` is where functions find Stripe (empty:
     Stripe itself), `stripe_key` what they show there. `enforce_iam` makes the emulator hold every
     function to its role. Raises StackFailedError.
@@ -91,6 +96,7 @@ class LocalStack:
         self._kept = contextlib.ExitStack()
         self.directory = LOCAL
         self.outputs: Mapping[str, str] = {}
+        self.resources: Mapping[str, str] = {}
         self.api_url = ""
         self.aws_url = ""
         self._stripe_url = stripe_url
@@ -142,6 +148,11 @@ class LocalStack:
         if self.directory != LOCAL:
             shutil.rmtree(self.directory / "tmp", ignore_errors=True)
         self._kept.close()
+
+    @property
+    def permissions_file(self) -> Path:
+        """Lines of `role's ARN, action, resource's ARN` in tabs, each once."""
+        return self.directory / "permissions.tsv"
 
     @property
     def process_ids(self) -> list[int]:
@@ -245,6 +256,7 @@ class LocalStack:
             "AWS_EXECUTION_ENV": "AWS_Lambda_python3.13",
             "TZ": "UTC",
             "FUNCTION_PYTHON": str(self._write_function_python()),
+            "PERMISSIONS_FILE": str(self.permissions_file),
         }
 
     def _write_function_python(self) -> Path:
@@ -326,6 +338,7 @@ class LocalStack:
         cloudformation = self.client("cloudformation")
         [stack] = cloudformation.describe_stacks(StackName=self._stack_name)["Stacks"]
         self.outputs = {each["OutputKey"]: each["OutputValue"] for each in stack["Outputs"]}
+        self.resources = self._list_resources()
 
     def _grant_what_only_the_emulator_asks_for(self) -> None:
         """Let roles make batch calls, which the emulator authorizes under the call's own name."""
@@ -333,23 +346,29 @@ class LocalStack:
         for role, action in _BATCH_ACTIONS.items():
             statement = {"Effect": "Allow", "Action": action, "Resource": "*"}
             iam.put_role_policy(
-                RoleName=self._physical_id(role),
-                PolicyName="emulator",
+                RoleName=self.resources[role],
+                PolicyName=EMULATOR_POLICY,
                 PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [statement]}),
             )
 
     def read_logs(self, function: str) -> list[str]:
         """What a function (`ReportUsage`, …) has logged so far, line by line."""
         logs = self.client("logs")
-        group = self._physical_id(f"{function}LogGroup")
+        group = self.resources[f"{function}LogGroup"]
         pages = logs.get_paginator("filter_log_events").paginate(logGroupName=group)
         return [event["message"].rstrip() for page in pages for event in page["events"]]
 
-    def _physical_id(self, logical_id: str) -> str:
-        described = self.client("cloudformation").describe_stack_resource(
-            StackName=self._stack_name, LogicalResourceId=logical_id
-        )
-        return str(described["StackResourceDetail"]["PhysicalResourceId"])
+    def _list_resources(self) -> dict[str, str]:
+        pages = self.client("cloudformation").get_paginator("list_stack_resources")
+        found: dict[str, str] = {}
+        stacks = [self._stack_name]
+        while stacks:
+            for page in pages.paginate(StackName=stacks.pop()):
+                for each in page["StackResourceSummaries"]:
+                    found[each["LogicalResourceId"]] = each["PhysicalResourceId"]
+                    if each["ResourceType"] == "AWS::CloudFormation::Stack":
+                        stacks.append(each["PhysicalResourceId"])
+        return found
 
     def _run_sam(
         self,
