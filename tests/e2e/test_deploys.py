@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,6 +93,61 @@ def test_a_function_sees_its_layers_and_no_other_package(stack: LocalStack) -> N
     ended = subprocess.run(probe, capture_output=True, check=False)
     assert ended.returncode != 0
     assert b"No module named 'pydantic'" in ended.stderr
+
+
+def test_a_first_deployment_that_fails_leaves_no_table_and_one_that_stands_is_protected(
+    stack: LocalStack,
+) -> None:
+    cloudformation, dynamodb = stack.client("cloudformation"), stack.client("dynamodb")
+    template = (REPOSITORY / "infra/storage.yaml").read_text()
+    tables = re.findall(r"(?m)^  (\w+Table):$", template)
+    assert len(tables) >= 6
+    broken = "Resources:\n  Broken:\n    Type: AWS::SQS::Queue\n    DependsOn: [{}]\n".format(
+        ", ".join(tables)
+    )
+    broken += "    Properties: {FifoQueue: true, QueueName: no-fifo-name}\n"
+
+    def deploy(action: str, protect: str, text: str) -> str:
+        getattr(cloudformation, f"{action}_stack")(
+            StackName="first-try",
+            TemplateBody=text,
+            Parameters=[
+                {"ParameterKey": "Stage", "ParameterValue": "staging"},
+                {"ParameterKey": "ProtectTables", "ParameterValue": protect},
+            ],
+        )
+        while True:
+            [told] = cloudformation.describe_stacks(StackName="first-try")["Stacks"]
+            if not told["StackStatus"].endswith("_IN_PROGRESS"):
+                return str(told["StackStatus"])
+            time.sleep(0.1)
+
+    def list_tables() -> list[str]:
+        found: list[str] = dynamodb.list_tables()["TableNames"]
+        return [table for table in found if table.startswith("first-try")]
+
+    failing = template.replace("Resources:\n", broken, 1)
+    assert deploy("create", "false", failing) == "ROLLBACK_COMPLETE"
+    assert list_tables() == []
+    cloudformation.delete_stack(StackName="first-try")
+    cloudformation.get_waiter("stack_delete_complete").wait(
+        StackName="first-try", WaiterConfig={"Delay": 0.1}
+    )
+
+    def list_protected() -> list[bool]:
+        return [
+            dynamodb.describe_table(TableName=table)["Table"]["DeletionProtectionEnabled"]
+            for table in list_tables()
+        ]
+
+    # CloudFormation here deletes protected tables too; on AWS it could not have.
+    assert deploy("create", "false", template) == "CREATE_COMPLETE"
+    assert list_protected() == [False] * len(tables)
+    assert deploy("update", "true", template) == "UPDATE_COMPLETE"
+    assert list_protected() == [True] * len(tables)
+    for table in list_tables():
+        with pytest.raises(dynamodb.exceptions.ClientError, match="deletion"):
+            dynamodb.delete_table(TableName=table)
 
 
 def list_running(group: int) -> list[int]:
