@@ -22,6 +22,8 @@ from meterline.catalog import CATALOG_DIR, load_meters, load_plans
 
 Run = Callable[..., Result]
 HOOK = "http://127.0.0.1:9/hook"
+OBJECTS = len(load_meters()) + 3 * len(load_plans())
+"""A product and two prices for each plan."""
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,7 @@ def test_a_dry_run_writes_nothing_and_says_what_it_would_do(run: Run, local: Loc
     result = run("--dry-run")
     assert result.exit_code == 0
     assert "create     meter credits" in _said(result)
-    assert "6 changes to make" in _said(result)
+    assert f"{OBJECTS} changes to make" in _said(result)
     assert _writes(local) == 0
 
 
@@ -133,14 +135,14 @@ def _plan(client: stripe.StripeClient) -> tuple[Change, ...]:
     return plan_changes(read_account(client, plans, targets), meters, plans, targets)
 
 
-@pytest.mark.parametrize("done", range(7))
+@pytest.mark.parametrize("done", range(OBJECTS + 1))
 def test_setup_takes_up_where_it_was_broken_off(client: stripe.StripeClient, done: int) -> None:
     first = _plan(client)
-    assert len(first) == 6
+    assert len(first) == OBJECTS
     apply(client, first[:done])
     second = _plan(client)
     assert [change.action for change in second] == [Action.KEEP] * done + [Action.CREATE] * (
-        6 - done
+        OBJECTS - done
     )
     apply(client, second)
     assert {change.action for change in _plan(client)} == {Action.KEEP}
@@ -157,8 +159,8 @@ def test_a_lost_answer_at_any_step_leaves_no_second_object(
     apply(client, _plan(client))
     assert {change.action for change in _plan(client)} == {Action.KEEP}
     assert len(client.v1.billing.meters.list({}).data) == 3
-    assert len(client.v1.products.list({}).data) == 1
-    assert len(client.v1.prices.list({}).data) == 2
+    assert len(client.v1.products.list({}).data) == len(load_plans())
+    assert len(client.v1.prices.list({}).data) == 2 * len(load_plans())
 
 
 def test_single_events_on_a_windowed_meter_are_refused(

@@ -126,6 +126,8 @@ def test_two_meters_cannot_share_an_event_name(tmp_path: Path) -> None:
         ("= 0.5", "= 0.5\nflat_amount_minor = 1.5", "flat_amount_minor", "must be int"),
         ("= 0.5", "= 0.5\nper = 1000", "tiers[1]", "unknown key per"),
         ('name = "Pro"', 'name = "Pro"\ninterval = "fortnight"', "interval", "must be one of"),
+        ('name = "Pro"', 'name = "Pro"\nblock_overage = 1', "block_overage", "must be bool"),
+        ('name = "Pro"', 'name = "Pro"\nblock_overage = true', "block_overage", "must be free"),
     ],
 )
 def test_a_mistake_in_the_plans_file_is_named_with_its_place(
@@ -137,6 +139,18 @@ def test_a_mistake_in_the_plans_file_is_named_with_its_place(
         read_plans(_write(tmp_path / "plans.toml", PLAN.replace(old, new, 1)), meters)
     assert where in str(caught.value)
     assert what in str(caught.value)
+
+
+def test_a_plan_that_blocks_overage_needs_a_quota_and_is_free_beyond_it(tmp_path: Path) -> None:
+    meters = read_meters(_write(tmp_path / "meters.toml", METER))
+    free = PLAN.replace("= 0.5", "= 0").replace('"Pro"', '"Pro"\nblock_overage = true')
+    plan = read_plans(_write(tmp_path / "plans.toml", free), meters)["pro"]
+    assert (plan.block_overage, plan.included) == (True, Decimal(1000))
+    endless = free.replace("[[pro.tiers]]\nup_to = 1000\nunit_amount_minor = 0\n", "")
+    with pytest.raises(InvalidCatalogError, match="needs an included quota"):
+        read_plans(_write(tmp_path / "plans.toml", endless), meters)
+    with pytest.raises(InvalidCatalogError, match="must be free"):
+        read_plans(_write(tmp_path / "plans.toml", free + EURO), meters)
 
 
 def test_a_plan_without_tiers_is_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from meterline.domain.limits import (
 from meterline.domain.pricing import Plan, Tier, price, total_minor
 from meterline.schemas.limits import LimitsInput, read_form, write_limits
 
-PRO = load_plans()["pro"]
+PRO, FREE = load_plans()["pro"], load_plans()["free"]
 CREDITS = load_meters()["credits"]
 YEN = replace(
     PRO,
@@ -68,6 +68,24 @@ def test_an_amount_that_nothing_reaches_is_every_quantity_there_is() -> None:
 )
 def test_what_stops_is_the_least_of_what_was_set(limits: Limits, stop: Decimal | None) -> None:
     assert stop_quantity(limits, PRO, CREDITS) == stop
+
+
+@pytest.mark.parametrize(
+    ("limits", "stop"),
+    [
+        (Limits(), 100),
+        (Limits(block_overage=True), 100),
+        (Limits(stop_at=QuantityLimit(Decimal(5000))), 100),
+        (Limits(stop_at=QuantityLimit(Decimal(7))), 7),
+    ],
+)
+def test_the_free_plan_stops_at_its_quota_whatever_was_set(limits: Limits, stop: int) -> None:
+    assert stop_quantity(limits, FREE, CREDITS) == stop
+
+
+@pytest.mark.parametrize("used", ["0", "100", "100.001", "1000000"])
+def test_the_free_plan_never_charges(used: str) -> None:
+    assert total_minor(price(Decimal(used), FREE)) == 0
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,8 @@ def test_pricing_shows_every_plan_of_the_catalog() -> None:
     for plan in load_plans().values():
         assert plan.name in html
         assert format_money(plan.base_fee_minor, plan.currency) in html
+        assert format_quantity(plan.included) in html
+    assert html.count("Usage stops") == 1
 
 
 def test_the_changelog_knows_the_day_from_which_the_bundled_prices_count() -> None:

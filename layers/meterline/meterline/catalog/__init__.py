@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from meterline.domain.currencies import smallest_step_minor
-from meterline.domain.emission import EmissionMode
-from meterline.domain.meters import Meter, Rating
+from meterline.domain.meters import EmissionMode, Meter, Rating
 from meterline.domain.pricing import CurrencyOption, Plan, Tier
 
 __all__ = [
@@ -216,8 +215,23 @@ def _read_plan(plan_id: str, values: object, meters: Mapping[str, Meter]) -> Pla
         option_flat_minor = [tier.flat_amount_minor for tier in option_tiers]
         _check_steps(where, other, [fee, *option_flat_minor])
         options[other] = CurrencyOption(fee, option_tiers)
+    block_overage: bool = table.take("block_overage", bool, default=False, required=False)
+    plan = Plan(
+        plan_id, name, currency, base_fee_minor, meter_id, tiers, interval, options, block_overage
+    )
+    if block_overage:
+        _check_block(table, plan)
     table.close()
-    return Plan(plan_id, name, currency, base_fee_minor, meter_id, tiers, interval, options)
+    return plan
+
+
+def _check_block(table: _Table, plan: Plan) -> None:
+    """What was counted without leave lies beyond the quota too, and it must cost nothing either."""
+    if not plan.included:
+        raise table.fail("block_overage", "needs an included quota to stop at")
+    for tiers in (plan.tiers, *(option.tiers for option in plan.currency_options.values())):
+        if any(tier.unit_amount_minor or tier.flat_amount_minor for tier in tiers):
+            raise table.fail("block_overage", "every tier must be free: there is no overage")
 
 
 def read_meters(path: Path) -> Mapping[str, Meter]:

@@ -78,11 +78,12 @@ def most_quantity(limit: Limit, plan: Plan, meter: Meter) -> Decimal:
 
 
 def stop_quantity(limits: Limits, plan: Plan, meter: Meter) -> Decimal | None:
-    """The quantity at which billable usage stops: the least of what was set; None for no stop."""
+    """The quantity at which usage stops: the least of what the customer set and the plan says;
+    None for no stop."""
     stops = []
     if limits.stop_at is not None:
         stops.append(most_quantity(limits.stop_at, plan, meter))
-    if limits.block_overage:
+    if limits.block_overage or plan.block_overage:
         stops.append(plan.included)
     return min(stops) if stops else None
 

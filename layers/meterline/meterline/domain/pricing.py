@@ -65,6 +65,8 @@ class Plan:
     tiers: tuple[Tier, ...]
     interval: str = "month"
     currency_options: Mapping[str, CurrencyOption] = field(default_factory=dict)
+    block_overage: bool = False
+    """Usage stops at the included quota, for every customer, and nothing beyond it is charged."""
 
     @property
     def included(self) -> Decimal:

@@ -190,7 +190,7 @@ def _tell_limits(report: UsageReport) -> dict[str, str]:
 
     stop = tell(limits.stop_at)
     least = stop_quantity(limits, plan, meter)
-    if limits.block_overage and least is not None:
+    if least is not None and (limits.block_overage or plan.block_overage):
         stop = f"{format_quantity(least)} {format_unit(least, meter.unit)}"
         stop += ", the included quota" if least == plan.included else ""
     return {"warn": tell(limits.warn_at), "stop": stop}
@@ -216,6 +216,9 @@ def _list_tiers(plan: Plan, meter: Meter) -> Iterable[dict[str, str]]:
                 price += f" and {format_money(tier.flat_amount_minor, plan.currency)} once"
             yield {"what": what, "price": price}
         below = tier.up_to
+        if plan.block_overage:
+            yield {"what": "Beyond them", "price": "Usage stops"}
+            return
 
 
 def _explain_units(meters: Iterable[str]) -> str:

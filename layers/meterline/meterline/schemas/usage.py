@@ -74,6 +74,7 @@ def write_plan(plan: Plan) -> dict[str, Any]:
             }
             for tier in plan.tiers
         ],
+        "block_overage": plan.block_overage,
     }
 
 

@@ -115,10 +115,10 @@ class AuthorizeUsage:
                 "Contact us to go on.",
             )
         limits = standing.limits
-        is_limited = limits.stop_at is not None or limits.block_overage
         try:
             terms = find_terms(standing, self._plans, self.meters, now)
         except NoTermsError as error:
+            is_limited = limits.stop_at is not None or limits.block_overage
             if error.code == "unknown_plan" and not is_limited:
                 return Decision(True, "allowed", "No limit is set.")
             return _deny(error.code, str(error))
@@ -128,11 +128,10 @@ class AuthorizeUsage:
                 "unknown_meter", f"There is no meter {asked.meter}.", status=422
             )
         estimate = asked.estimate(meter)
-        if not is_limited or meter.id != terms.meter.id:
+        stop = stop_quantity(limits, terms.plan, terms.meter)
+        if stop is None or meter.id != terms.meter.id:
             # A limit is on what is billed: other meters are counted, and cost nothing.
             return Decision(True, "allowed", "No limit is set.", resets_at=terms.period.end)
-        stop = stop_quantity(limits, terms.plan, meter)
-        assert stop is not None  # One of its two causes is set.
         hold = Hold(
             meter.to_sub_units(estimate),
             int((now + asked.life).timestamp()),
@@ -263,16 +262,20 @@ def _refuse(terms: Terms, limits: Limits, remaining: Decimal) -> Decision:
     """The refusal of the limit that is met first."""
     meter = terms.meter
     stops_at = most_quantity(limits.stop_at, terms.plan, meter) if limits.stop_at else None
+    is_blocked = limits.block_overage or terms.plan.block_overage
     if limits.stop_at is not None and (
-        not limits.block_overage or (stops_at is not None and stops_at <= terms.plan.included)
+        not is_blocked or (stops_at is not None and stops_at <= terms.plan.included)
     ):
         code, what = "hard_limit", f"your set limit of {write_limit(limits.stop_at, meter)}"
         message = f"You've hit {what}. Raise it in settings to continue, or wait until next period."
     else:
         code = "overage_blocked"
-        message = (
-            f"You've used the {terms.plan.included:,f} {meter.unit}s that your plan includes, and "
-            "overage is blocked. Allow it in settings to continue, or wait until next period."
+        message = f"You've used the {terms.plan.included:,f} {meter.unit}s that your plan includes"
+        message += (
+            ". Change your plan to continue, or wait until next period."
+            if terms.plan.block_overage
+            else ", and overage is blocked. Allow it in settings to continue, or wait until next "
+            "period."
         )
     return Decision(False, code, message, remaining=remaining, resets_at=terms.period.end)
 
