@@ -56,6 +56,20 @@ def list_texts(value: Any) -> Iterator[str]:
             yield from list_texts(each)
 
 
+def list_watched() -> Iterator[tuple[str, str, str, tuple[tuple[str, Any], ...]]]:
+    """Every metric of an alarm as (alarm, namespace, metric, dimensions)."""
+    for _file, name, alarm in find_resources("AWS::CloudWatch::Alarm"):
+        properties = alarm["Properties"]
+        metrics = [
+            each["MetricStat"]["Metric"]
+            for each in properties.get("Metrics", ())
+            if "MetricStat" in each
+        ]
+        for metric in metrics or [properties]:
+            dimensions = tuple((each["Name"], each["Value"]) for each in metric["Dimensions"])
+            yield name, metric["Namespace"], metric["MetricName"], dimensions
+
+
 def find_functions() -> list[tuple[str, Mapping[str, Any]]]:
     return [(name, each) for _file, name, each in find_resources("AWS::Serverless::Function")]
 
@@ -126,12 +140,10 @@ def test_every_function_has_its_folder_and_every_folder_its_function() -> None:
 
 
 def test_every_queue_has_a_dead_letter_queue_or_is_one_and_rings() -> None:
-    alarms = [each["Properties"] for _file, _name, each in find_resources("AWS::CloudWatch::Alarm")]
     rung = {
-        str(dimension["Value"]["Ref"])
-        for alarm in alarms
-        if alarm["MetricName"] == "ApproximateNumberOfMessagesVisible"
-        for dimension in alarm["Dimensions"]
+        str(value["Ref"])
+        for _alarm, _namespace, metric, [(_name, value)] in list_watched()
+        if metric == "ApproximateNumberOfMessagesVisible"
     }
     for _file, name, queue in find_resources("AWS::SQS::Queue"):
         if name.endswith("DeadLetterQueue"):
@@ -149,10 +161,9 @@ def test_every_alarm_tells_somebody() -> None:
 
 def test_every_function_has_an_alarm_for_its_errors() -> None:
     watched = {
-        str(dimension["Value"]["Ref"])
-        for _file, _name, alarm in find_resources("AWS::CloudWatch::Alarm")
-        if alarm["Properties"]["MetricName"] == "Errors"
-        for dimension in alarm["Properties"]["Dimensions"]
+        str(value["Ref"])
+        for _alarm, _namespace, metric, [(_name, value)] in list_watched()
+        if metric == "Errors"
     }
     assert watched == {f"{name}Name" for name, _each in find_functions()}
 
@@ -264,12 +275,46 @@ def test_the_dashboard_shows_only_facts_that_functions_tell() -> None:
 
 def test_every_alarm_on_a_business_fact_watches_one_that_its_function_tells() -> None:
     checked = 0
-    for _file, name, alarm in find_resources("AWS::CloudWatch::Alarm"):
-        properties = alarm["Properties"]
-        if properties["Namespace"] != "Meterline":
+    for alarm, namespace, metric, dimensions in list_watched():
+        if namespace != "Meterline":
             continue
-        [dimension] = properties["Dimensions"]
-        handler = (REPOSITORY / "functions" / dimension["Value"] / "handler.py").read_text()
-        assert f'"{properties["MetricName"]}"' in handler, name
+        [(name, service)] = dimensions
+        handler = (REPOSITORY / "functions" / service / "handler.py").read_text()
+        assert name == "service", alarm
+        assert f'"{metric}"' in handler, alarm
         checked += 1
-    assert checked >= 8
+    assert checked >= 10
+
+
+def test_every_alarm_on_aws_watches_a_metric_that_aws_has() -> None:
+    # Names and dimensions as CloudWatch's documentation of each service has them.
+    on_aws = {
+        "AWS/SQS": (
+            {"ApproximateNumberOfMessagesVisible", "ApproximateAgeOfOldestMessage"},
+            ["QueueName"],
+        ),
+        "AWS/Lambda": ({"Errors", "IteratorAge"}, ["FunctionName"]),
+        "AWS/ApiGateway": ({"5xx"}, ["ApiId"]),
+    }
+    for alarm, namespace, metric, dimensions in list_watched():
+        if namespace != "Meterline":
+            metrics, names = on_aws[namespace]
+            assert metric in metrics, alarm
+            assert [name for name, _value in dimensions] == names, alarm
+
+
+@pytest.mark.parametrize(
+    ("what", "metric"),
+    [
+        ("emission lag: the stream", "IteratorAge"),
+        ("the oldest message", "ApproximateAgeOfOldestMessage"),
+        ("dead letters", "ApproximateNumberOfMessagesVisible"),
+        ("divergence", "MetersDivergent"),
+        ("unknown sends", "EventsUnknown"),
+        ("breaker trips", "CustomersFrozen"),
+        ("webhooks refused", "WebhooksRefused"),
+        ("webhooks that never came", "WebhooksMissed"),
+    ],
+)
+def test_an_alarm_rings_for(what: str, metric: str) -> None:
+    assert metric in {watched for _alarm, _namespace, watched, _dimensions in list_watched()}, what
