@@ -16,9 +16,7 @@ from meterline.domain.emission import (
     EmissionBatch,
     EmissionDue,
     EmissionEntry,
-    EmissionMode,
     HourDue,
-    HourTotal,
     Lapse,
     NotApplied,
     Problem,
@@ -28,7 +26,8 @@ from meterline.domain.emission import (
     Sent,
     Unknown,
 )
-from meterline.domain.meters import Meter
+from meterline.domain.measuring import HourTotal
+from meterline.domain.meters import EmissionMode, Meter
 from meterline.domain.sending import BatchSending, HourSending
 from meterline.domain.usage import EventKey
 from meterline.errors import SupersededError

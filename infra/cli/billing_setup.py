@@ -21,7 +21,7 @@ from typing import Any
 import stripe
 
 from meterline.catalog import Meter, Plan, Tier
-from meterline.domain.emission import EmissionMode
+from meterline.domain.meters import EmissionMode
 
 WEBHOOK_EVENTS = (
     "billing.alert.triggered",

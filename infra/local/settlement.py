@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from infra.local.stack import LocalStack
-from meterline.domain.emission import EmissionMode
-from meterline.domain.meters import Meter
+from meterline.domain.meters import EmissionMode, Meter
 from meterline.domain.sending import Progress
 
 

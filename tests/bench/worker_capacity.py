@@ -15,11 +15,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from meterline.adapters.dynamodb_accounts import DynamoAccounts
-from meterline.adapters.dynamodb_emissions import MAX_ENTRIES, DynamoEmissions, partition_key
+from meterline.adapters.dynamodb_emissions import MAX_ENTRIES, DynamoEmissions
 from meterline.adapters.dynamodb_ledger import DynamoLedger, write_item
 from meterline.adapters.dynamodb_stream import StreamReader
 from meterline.adapters.dynamodb_totals import MAX_STEP_ITEMS, DynamoTotals
 from meterline.adapters.dynamodb_wire import DynamoWire
+from meterline.adapters.partition_keys import partition_key
 from meterline.catalog import load_meters
 from meterline.catalog.rate_cards import load_rate_card
 from meterline.domain.emission import (

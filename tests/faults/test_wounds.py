@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from meterline.adapters.dynamodb_ledger import DynamoLedger
-from meterline.domain.emission import HourTotal
+from meterline.domain.measuring import HourTotal
 from meterline.domain.usage import EventKey
 from meterline.services.report_usage import ReportUsage
 from tests.faults.whole_path import (

@@ -14,8 +14,8 @@ import pytest
 from meterline.adapters.dynamodb_accounts import DynamoAccounts
 from meterline.adapters.dynamodb_budgets import DynamoBudgets
 from meterline.adapters.dynamodb_controls import DynamoControls
-from meterline.adapters.dynamodb_emissions import partition_key
 from meterline.adapters.dynamodb_overviews import DynamoOverviews
+from meterline.adapters.partition_keys import partition_key
 from meterline.adapters.stripe_subscriptions import StripeSubscriptions
 from meterline.domain.authorizations import DEFAULT_LIFE, AuthorizationId
 from meterline.domain.limits import Limits, MoneyLimit, QuantityLimit

@@ -32,13 +32,8 @@ from meterline.adapters.sqs_emission_queue import SqsEmissionQueue
 from meterline.adapters.stripe_billing import StripeBilling
 from meterline.catalog import load_meters
 from meterline.catalog.rate_cards import load_rate_card
-from meterline.domain.emission import (
-    Billability,
-    BillableUsage,
-    BillingLimits,
-    EmissionMode,
-    SendOutcome,
-)
+from meterline.domain.emission import Billability, BillableUsage, BillingLimits, SendOutcome
+from meterline.domain.meters import EmissionMode
 from meterline.domain.times import format_time
 from meterline.errors import MeterlineError, StorageUnavailableError
 from meterline.schemas.emission import read_deliveries

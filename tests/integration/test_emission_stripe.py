@@ -38,7 +38,6 @@ from meterline.domain.emission import (
     EmissionBatch,
     EmissionDue,
     EmissionEntry,
-    EmissionMode,
     HourDue,
     Lapse,
     NotApplied,
@@ -46,6 +45,7 @@ from meterline.domain.emission import (
     Sent,
     Unknown,
 )
+from meterline.domain.meters import EmissionMode
 from meterline.domain.usage import EventKey
 from meterline.errors import ConfigurationError, StorageUnavailableError
 from meterline.schemas.emission import read_deliveries

@@ -31,9 +31,8 @@ from meterline.catalog import load_meters, load_plans
 from meterline.catalog.versions import Effective
 from meterline.domain.currencies import smallest_step_minor
 from meterline.domain.customers import Account, Customer
-from meterline.domain.emission import HourTotal
 from meterline.domain.invoices import InvoicePreview
-from meterline.domain.measuring import HOUR, HourSplit, floor_hour
+from meterline.domain.measuring import HOUR, HourSplit, HourTotal, floor_hour
 from meterline.domain.meters import Meter
 from meterline.domain.periods import Interval, Period
 from meterline.domain.pricing import CurrencyOption, LineKind, Plan, Tier

@@ -14,8 +14,7 @@ from meterline.catalog import (
     read_meters,
     read_plans,
 )
-from meterline.domain.emission import EmissionMode
-from meterline.domain.meters import FinerThanSubUnitError
+from meterline.domain.meters import EmissionMode, FinerThanSubUnitError
 from meterline.domain.pricing import UnknownCurrencyError
 
 METER = """

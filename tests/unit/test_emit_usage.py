@@ -24,7 +24,6 @@ from meterline.domain.emission import (
     EmissionBatch,
     EmissionEntry,
     HourDue,
-    HourTotal,
     Lapse,
     NotApplied,
     NotBilled,
@@ -35,6 +34,7 @@ from meterline.domain.emission import (
     Unavailable,
     Unknown,
 )
+from meterline.domain.measuring import HourTotal
 from meterline.domain.sending import LINGER_S, HourSending
 from meterline.schemas.emission import decode_due, encode_due, read_deliveries
 from tests.emission_fakes import (

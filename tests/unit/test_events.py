@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from meterline.domain.usage import EventKey
 from meterline.errors import InvalidRequestError, RejectedEventError
-from meterline.schemas.events import MAX_EVENTS, list_events, read_event, write_location
+from meterline.schemas.events import MAX_EVENTS, list_events, read_event
+from meterline.schemas.locations import write_location
 
 Json = dict[str, Any]
 EVENT: Json = {

@@ -18,12 +18,12 @@ from pydantic_core import to_json
 
 from meterline.catalog import load_meters
 from meterline.catalog.rate_cards import load_rate_card
-from meterline.domain.usage import LedgerEntry
+from meterline.domain.usage import MAX_AHEAD, LedgerEntry
 from meterline.errors import InvalidRequestError, StorageUnavailableError
 from meterline.http import read_json
 from meterline.ports import Recorded
 from meterline.schemas.events import list_events
-from meterline.services.report_usage import MAX_AGE, MAX_AHEAD, ReportUsage, UsageReport
+from meterline.services.report_usage import MAX_AGE, ReportUsage, UsageReport
 
 NOW = datetime(2026, 11, 22, 6, 0, 0, 123_456, tzinfo=UTC)
 Json = dict[str, Any]

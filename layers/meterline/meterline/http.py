@@ -26,7 +26,7 @@ from meterline.errors import (
     StorageUnavailableError,
     UnauthenticatedError,
 )
-from meterline.schemas.events import write_location
+from meterline.schemas.locations import write_location
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 """Bytes of a body. A function takes 6 MB as API Gateway hands them over: JSON within JSON."""

@@ -8,35 +8,31 @@ from decimal import Decimal
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol
 
-from meterline.domain.api_keys import ApiKey
-from meterline.domain.emission import (
-    BatchDue,
-    Billability,
-    BillableUsage,
-    BillingLimits,
-    EmissionBatch,
-    EmissionDue,
-    HourDue,
-    HourTotal,
-    Problem,
-    SendOutcome,
-)
-from meterline.domain.projection import Checkpoint, TotalsStep
-from meterline.domain.sending import BatchSending, HourSending
-from meterline.domain.usage import EventKey, LedgerEntry
 from meterline.errors import MeterlineError
 
 if TYPE_CHECKING:
     # Not every function needs them, and every function imports this module when it starts.
+    from meterline.domain.api_keys import ApiKey
     from meterline.domain.authorizations import Budget, Hold
     from meterline.domain.breaker import DayUse
     from meterline.domain.controls import Freeze, Lifting, Standing
     from meterline.domain.customers import Customer, User
     from meterline.domain.dropped import DroppedUsage, DropReport
+    from meterline.domain.emission import (
+        BatchDue,
+        Billability,
+        BillableUsage,
+        BillingLimits,
+        EmissionBatch,
+        EmissionDue,
+        HourDue,
+        Problem,
+        SendOutcome,
+    )
     from meterline.domain.invoice_checks import BillingInvoice, InvoiceCheck
     from meterline.domain.invoice_spikes import ComparedInvoice
     from meterline.domain.limits import Limits
-    from meterline.domain.measuring import HourSplit
+    from meterline.domain.measuring import HourSplit, HourTotal
     from meterline.domain.messages import Message
     from meterline.domain.meters import Meter
     from meterline.domain.notifications import Channel, Notification
@@ -44,10 +40,13 @@ if TYPE_CHECKING:
     from meterline.domain.period_usage import Edge, UsageCounts
     from meterline.domain.periods import Period
     from meterline.domain.pricing import Plan
+    from meterline.domain.projection import Checkpoint, TotalsStep
     from meterline.domain.rating import RateCard
-    from meterline.domain.reconciliation import BatchRecord, Difference, HourKey
+    from meterline.domain.reconciliation import BatchRecord, Difference, HourKey, SentEntry
+    from meterline.domain.sending import BatchSending, HourSending
     from meterline.domain.sessions import Viewer
     from meterline.domain.subscriptions import Subscription
+    from meterline.domain.usage import EventKey, LedgerEntry
     from meterline.domain.webhooks import Notice
 
 
@@ -255,6 +254,14 @@ class EventsInTime(Protocol):
         self, customer: str, start: datetime, end: datetime
     ) -> Iterable[LedgerEntry]:
         """The customer's events with start <= at < end, in time order."""
+        ...
+
+
+class LedgerEntries(EventsInTime, Protocol):
+    """The ledger, as far as it is read."""
+
+    def find(self, key: EventKey) -> LedgerEntry | None:
+        """One event by its key."""
         ...
 
 
@@ -574,6 +581,12 @@ class SendingRecords(Protocol):
         """The codes of the problems that are on record for these events."""
         ...
 
+    def find_entry(
+        self, customer: str, meter: str, identifier: str, made_from: datetime
+    ) -> SentEntry | None:
+        """One event in its batch, made since then; raises `SearchedTooLongError`."""
+        ...
+
 
 class Findings(Protocol):
     """Differences between ledger and bill that are not gone yet."""
@@ -721,6 +734,22 @@ class InvoiceChecks(Protocol):
 
     def invoice_of(self, customer: str, meter: str, at: datetime) -> str | None:
         """The invoice whose period of that meter contains `at`, if one was checked."""
+        ...
+
+
+class CheckedInvoices(Protocol):
+    """What was found out about a customer's invoices, to be looked up."""
+
+    def get(self, invoice: str) -> InvoiceCheck | None:
+        """The last comparison, read strongly consistently."""
+        ...
+
+    def invoice_of(self, customer: str, meter: str, at: datetime) -> str | None:
+        """The invoice whose period of that meter contains `at`, if one was checked."""
+        ...
+
+    def list_of(self, customer: str, meter: str) -> Iterable[str]:
+        """The customer's invoices that bill the meter, newest period first."""
         ...
 
 

@@ -15,10 +15,10 @@ from meterline.domain.emission import (
     EmissionBatch,
     EmissionEntry,
     HourDue,
-    HourTotal,
     Lapse,
     Problem,
 )
+from meterline.domain.measuring import HourTotal
 from meterline.domain.sending import BatchSending, HourSending, Progress
 from meterline.domain.usage import EventKey
 from meterline.errors import SupersededError

@@ -14,7 +14,8 @@ from meterline.adapters.dynamodb_emissions import MAX_ENTRIES
 from meterline.adapters.dynamodb_totals import MAX_STEP_ITEMS
 from meterline.adapters.dynamodb_wire import DynamoWire, TransactionCanceledError
 from meterline.catalog import load_meters
-from meterline.domain.emission import BatchDue, HourDue, HourTotal
+from meterline.domain.emission import BatchDue, HourDue
+from meterline.domain.measuring import HourTotal
 from meterline.domain.projection import (
     Checkpoint,
     PendingEmission,

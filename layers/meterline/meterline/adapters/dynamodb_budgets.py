@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from meterline.adapters.dynamodb_emissions import partition_key
 from meterline.adapters.dynamodb_wire import DynamoWire, read_many
+from meterline.adapters.partition_keys import partition_key
 from meterline.domain.authorizations import (
     MAX_HOLDS,
     MAX_SETTLED,

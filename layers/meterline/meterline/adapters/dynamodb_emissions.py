@@ -22,6 +22,7 @@ from meterline.adapters.dynamodb_wire import (
     TransactionCanceledError,
     read_many,
 )
+from meterline.adapters.partition_keys import partition_key
 from meterline.domain.emission import (
     BatchDue,
     EmissionBatch,
@@ -43,11 +44,6 @@ _CONDITION_FAILED = "ConditionalCheckFailedException"
 _PREFIX = "ml_"
 _IDENTIFIER_BYTES = 20
 _AT_BYTES = 5
-
-
-def partition_key(customer: str, meter: str) -> str:
-    """`customer#meter`: all that is kept about sending one customer's usage of one meter."""
-    return f"{customer}#{meter}"
 
 
 def batch_item(batch: EmissionBatch, made_at: datetime) -> Item:

@@ -7,11 +7,11 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
-from meterline.adapters.dynamodb_emissions import partition_key
 from meterline.adapters.dynamodb_totals import DynamoTotals
 from meterline.adapters.dynamodb_wire import DynamoWire, query_pages
+from meterline.adapters.partition_keys import partition_key
 from meterline.domain.breaker import DayUse
-from meterline.domain.emission import HourTotal
+from meterline.domain.measuring import HourTotal
 from meterline.ports import EventsInTime
 
 _MAX_READ = 2_000

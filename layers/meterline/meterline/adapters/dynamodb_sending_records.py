@@ -13,11 +13,11 @@ from typing import Any
 
 from meterline.adapters.dynamodb_emissions import (
     DynamoEmissions,
-    partition_key,
     read_batch_sending,
     unpack_entries,
 )
 from meterline.adapters.dynamodb_wire import DynamoWire, Item, query_pages, read_many
+from meterline.adapters.partition_keys import partition_key
 from meterline.domain.emission import BatchDue, Lapse
 from meterline.domain.periods import Period
 from meterline.domain.reconciliation import BatchRecord

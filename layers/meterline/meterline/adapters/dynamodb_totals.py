@@ -24,16 +24,16 @@ from typing import Any
 from zlib import crc32
 
 from meterline.adapters.dynamodb_budgets import DynamoBudgets, count_action, slot_of
-from meterline.adapters.dynamodb_emissions import batch_item, partition_key
+from meterline.adapters.dynamodb_emissions import batch_item
 from meterline.adapters.dynamodb_wire import (
     DynamoWire,
     TransactionCanceledError,
     back_off_s,
     query_pages,
 )
+from meterline.adapters.partition_keys import partition_key
 from meterline.domain.authorizations import count_uses
-from meterline.domain.emission import HourTotal
-from meterline.domain.measuring import HourSplit
+from meterline.domain.measuring import HourSplit, HourTotal
 from meterline.domain.projection import (
     Ahead,
     Checkpoint,

@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from meterline.adapters.dynamodb_emissions import partition_key
 from meterline.adapters.dynamodb_wire import DynamoWire, query_pages
+from meterline.adapters.partition_keys import partition_key
 from meterline.domain.period_usage import Count, DayCount, Edge, Shares, UsageCounts
 from meterline.domain.times import format_time, parse_time
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from meterline.adapters.dynamodb_emissions import partition_key
+from meterline.adapters.partition_keys import partition_key
 from meterline.domain.emission import EmissionDue
 from meterline.errors import StorageUnavailableError
 from meterline.schemas.emission import encode_due

@@ -12,8 +12,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from pydantic_core import to_json
 
-from meterline.adapters.dynamodb_emissions import partition_key
 from meterline.adapters.dynamodb_wire import back_off_s
+from meterline.adapters.partition_keys import partition_key
 from meterline.domain.emission import BatchDue, EmissionDue
 from meterline.errors import StorageUnavailableError
 from meterline.schemas.emission import encode_due

@@ -13,13 +13,6 @@ from enum import StrEnum
 from typing import NamedTuple
 
 
-class EmissionMode(StrEnum):
-    """How a meter's usage is sent. Fixed for the life of the meter at the billing layer."""
-
-    EVENT = "event"
-    HOURLY = "hourly"
-
-
 class EmissionEntry(NamedTuple):
     """One event to send: its deterministic identifier, its time, its value in sub-units."""
 
@@ -202,11 +195,3 @@ class Unavailable:
 
 
 Billability = BillableFrom | NotBilled | Unavailable
-
-
-class HourTotal(NamedTuple):
-    """What the totals hold for one hour of one customer and meter."""
-
-    sub_units: int
-    events: int
-    """How many events it is the sum of; it only ever grows."""

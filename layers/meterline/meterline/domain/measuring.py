@@ -9,12 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from meterline.domain.meters import Meter
-from meterline.domain.usage import LedgerEntry
+if TYPE_CHECKING:
+    from meterline.domain.meters import Meter
+    from meterline.domain.usage import LedgerEntry
 
 HOUR = timedelta(hours=1)
+
+
+class HourTotal(NamedTuple):
+    """What the totals hold for one hour of one customer and meter."""
+
+    sub_units: int
+    events: int
+    """How many events it is the sum of; it only ever grows."""
 
 
 class HourSplit(NamedTuple):

@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 
-from meterline.domain.emission import EmissionMode
-
 
 class FinerThanSubUnitError(ValueError):
     """A quantity is not a whole number of the meter's sub-units."""
+
+
+class EmissionMode(StrEnum):
+    """How a meter's usage is sent. Fixed for the life of the meter at the billing layer."""
+
+    EVENT = "event"
+    HOURLY = "hourly"
 
 
 class Rating(StrEnum):

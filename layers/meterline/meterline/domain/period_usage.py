@@ -14,10 +14,7 @@ from typing import NamedTuple
 
 from meterline.domain.meters import Meter
 from meterline.domain.periods import Period
-from meterline.domain.usage import LedgerEntry
-
-MAX_AHEAD = timedelta(minutes=5)
-"""How far ahead of now an event's time may be: what `report_usage` takes."""
+from meterline.domain.usage import MAX_AHEAD, LedgerEntry
 
 
 class Count(NamedTuple):

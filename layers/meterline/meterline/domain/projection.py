@@ -16,10 +16,9 @@ from meterline.domain.emission import (
     EmissionBatch,
     EmissionDue,
     EmissionEntry,
-    EmissionMode,
     HourDue,
 )
-from meterline.domain.meters import Meter
+from meterline.domain.meters import EmissionMode, Meter
 
 
 class ProjectedEvent(NamedTuple):

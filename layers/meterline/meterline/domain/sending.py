@@ -16,12 +16,12 @@ from meterline.domain.emission import (
     BillableFrom,
     BillingLimits,
     EmissionEntry,
-    HourTotal,
     Lapse,
     NotBilled,
     Problem,
     RefusalCode,
 )
+from meterline.domain.measuring import HourTotal
 
 DEDUPE_MARGIN_S = 3600
 """A repeated identifier is relied on for an hour less than the billing layer promises: it counts

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
+
+MAX_AHEAD = timedelta(minutes=5)
+"""How far ahead of us a sender's clock may be. Stripe takes no usage further in the future."""
 
 
 @dataclass(frozen=True, slots=True)

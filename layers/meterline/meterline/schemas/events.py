@@ -5,7 +5,6 @@ Every event is read by itself, so that a bad one never costs the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from meterline.domain.quantities import QUANTITY_PATTERN
 from meterline.errors import InvalidRequestError, RejectedEventError
+from meterline.schemas.locations import write_location
 
 MAX_EVENTS = 1_000
 """Events in one call."""
@@ -20,8 +20,6 @@ MAX_TOKENS = 10**12
 """Tokens of one kind in one event."""
 
 _TEXT = r"^[^\x00-\x1f\x7f-\x9f]+$"
-_MAX_NAME_LENGTH = 64
-"""Characters of a name of the sender's that an answer repeats."""
 
 
 def _text(max_length: int) -> Any:
@@ -138,17 +136,6 @@ def list_events(document: object) -> list[object]:
             "too_many_events", f"One call takes at most {MAX_EVENTS} events.", status=413
         )
     return events
-
-
-def write_location(parts: Iterable[str | int]) -> str:
-    """Where something is in a document, as an answer says it: `data.usage.input_tokens`.
-
-    Names may be the sender's own: an answer must not grow with them, and must be UTF-8.
-    """
-    return ".".join(
-        part if len(part) <= _MAX_NAME_LENGTH else f"{part[:_MAX_NAME_LENGTH]}…"
-        for part in (str(part).encode(errors="replace").decode() for part in parts)
-    )
 
 
 def _rejection(error: ErrorDetails) -> RejectedEventError:

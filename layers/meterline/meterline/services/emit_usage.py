@@ -25,7 +25,6 @@ from meterline.domain.emission import (
     EmissionBatch,
     EmissionEntry,
     HourDue,
-    HourTotal,
     Lapse,
     NotApplied,
     NotBilled,
@@ -37,6 +36,7 @@ from meterline.domain.emission import (
     Unavailable,
     Unknown,
 )
+from meterline.domain.measuring import HourTotal
 from meterline.domain.meters import Meter
 from meterline.domain.sending import (
     LINGER_S,

@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from meterline.domain.measuring import HOUR, HourSplit, floor_hour, split_hour
 from meterline.domain.meters import Meter
 from meterline.domain.periods import Period
+from meterline.domain.usage import MAX_AHEAD
 from meterline.ports import EventsInTime, PeriodTotals
-from meterline.services.report_usage import MAX_AHEAD
 
 
 class MeasurePeriod:

@@ -15,15 +15,9 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from meterline.domain.dropped import DroppedUsage
-from meterline.domain.emission import (
-    BatchDue,
-    EmissionMode,
-    HourDue,
-    Lapse,
-    Problem,
-)
+from meterline.domain.emission import BatchDue, HourDue, Lapse, Problem
 from meterline.domain.measuring import HOUR, floor_hour
-from meterline.domain.meters import Meter
+from meterline.domain.meters import EmissionMode, Meter
 from meterline.domain.reconciliation import (
     GRACE,
     Cause,

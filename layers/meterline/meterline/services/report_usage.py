@@ -11,13 +11,11 @@ from meterline.domain.meters import Meter, Rating
 from meterline.domain.quantities import parse_quantity
 from meterline.domain.rating import count_tokens
 from meterline.domain.times import parse_time
-from meterline.domain.usage import EventKey, LedgerEntry
+from meterline.domain.usage import MAX_AHEAD, EventKey, LedgerEntry
 from meterline.errors import RejectedEventError
 from meterline.ports import Customers, Ledger, RateCards, Recorded
 from meterline.schemas.events import MAX_ID_LENGTH, EventData, UsageEvent, read_event
 
-MAX_AHEAD = timedelta(minutes=5)
-"""How far ahead of us a sender's clock may be. Stripe takes no usage further in the future."""
 MAX_AGE = timedelta(days=731)
 """An older event is a mistake of units or of the epoch, not late usage."""
 

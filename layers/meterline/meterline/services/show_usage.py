@@ -13,7 +13,6 @@ from meterline.domain.limits import Limits
 from meterline.domain.meters import Meter
 from meterline.domain.overviews import BillingFacts, Overview
 from meterline.domain.period_usage import (
-    MAX_AHEAD,
     Count,
     DayCount,
     Edge,
@@ -28,6 +27,7 @@ from meterline.domain.period_usage import (
 )
 from meterline.domain.periods import Period, calendar_month
 from meterline.domain.pricing import Plan, UnknownCurrencyError, price_usage, total_minor
+from meterline.domain.usage import MAX_AHEAD
 from meterline.errors import (
     ConfigurationError,
     ForbiddenError,
