@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import sys
-from collections.abc import Iterable
 from datetime import UTC, datetime
 
 import boto3
@@ -12,16 +9,17 @@ import click
 
 from infra.cli.operator import Trail, reason_options
 from infra.cli.stack_access import open_stack, stack_option
+from meterline.adapters.dynamodb_accounts import DynamoAccounts
 from meterline.adapters.dynamodb_books import DynamoInvoiceChecks
 from meterline.adapters.dynamodb_ledger import DynamoLedger
 from meterline.adapters.dynamodb_sending_records import DynamoSendingRecords
 from meterline.adapters.sqs_emission_queue import SqsEmissionQueue
+from meterline.bootstrap import make_trace
 from meterline.domain.invoice_checks import digest_events, write_event_line, write_quantity
-from meterline.domain.usage import EventKey, LedgerEntry
-from meterline.errors import MeterlineError
+from meterline.domain.usage import EventKey
+from meterline.errors import MeterlineError, NotFoundError
+from meterline.schemas.export import write_csv
 from meterline.services.correct_event import CorrectEvent
-
-COLUMNS = ("source", "id", "time", "meter", "quantity", "user", "action", "provider", "model")
 
 
 @click.group("events")
@@ -48,7 +46,7 @@ def of_invoice(stack_name: str, invoice: str, form: str) -> None:
         found = ledger.events_between(check.customer, span.period.start, span.period.end)
         entries = [entry for entry in found if entry.meter == span.meter]
         if form == "csv":
-            _write_csv(entries)
+            click.echo(write_csv(entries), nl=False)
         else:
             for line in sorted(write_event_line(entry) for entry in entries):
                 click.echo(line)
@@ -66,22 +64,23 @@ def trace(stack_name: str, customer: str, source: str, event_id: str) -> None:
     """From one event to its identifier at Stripe, how far it is, and the invoice that bills it."""
     stack = open_stack(stack_name)
     wire = stack.wire()
-    key = EventKey(customer, source, event_id)
-    entry = DynamoLedger(wire, stack.table("Events")).find(key)
-    if entry is None:
-        raise click.ClickException("the ledger has no such event")
-    click.echo(f"ledger\t{write_event_line(entry)}")
-    click.echo(f"identifier\t{key.identifier}")
-    records = DynamoSendingRecords(wire, stack.table("Emissions"))
-    for record in records.batches_since(customer, entry.meter, entry.received_at.replace(hour=0)):
-        for each in record.list_entries():
-            if each.entry.identifier == key.identifier:
-                click.echo(f"batch\t{record.due.batch}\t{each.progress.name.lower()}")
-    for name, code in records.reasons_of(customer, entry.meter, [key.identifier]).items():
-        click.echo(f"problem\t{name}\t{code}")
-    checks = DynamoInvoiceChecks(wire, stack.table("Books"))
-    invoice = checks.invoice_of(customer, entry.meter, entry.at)
-    click.echo(f"invoice\t{invoice or 'none so far'}")
+    trace_usage = make_trace(
+        wire,
+        DynamoAccounts(wire, stack.table("Accounts")),
+        books_table=stack.table("Books"),
+        events_table=stack.table("Events"),
+        emissions_table=stack.table("Emissions"),
+        totals_table=stack.table("Totals"),
+    )
+    try:
+        found = trace_usage.find_event(EventKey(customer, source, event_id))
+    except NotFoundError as error:
+        raise click.ClickException(str(error)) from error
+    sent = found.sent
+    click.echo(f"ledger\t{write_event_line(found.entry)}")
+    click.echo(f"identifier\t{sent.identifier}")
+    click.echo(f"batch\t{sent.batch or '-'}\t{sent.state}\t{sent.problem or ''}".rstrip())
+    click.echo(f"invoice\t{found.invoice.invoice if found.invoice else 'none so far'}")
 
 
 @command.command("reverse")
@@ -135,22 +134,3 @@ def replay(
     queue.send(dues, renewal=f"replay:{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}")
     trail.record("replay", subject, f"{len(dues)} batches handed over")
     click.echo(f"{len(dues)} batches handed over")
-
-
-def _write_csv(entries: Iterable[LedgerEntry]) -> None:
-    rows = csv.writer(sys.stdout)
-    rows.writerow(COLUMNS)
-    for entry in entries:
-        rows.writerow(
-            [
-                entry.key.source,
-                entry.key.id,
-                entry.at.isoformat(),
-                entry.meter,
-                write_quantity(entry.quantity),
-                entry.user or "",
-                entry.action or "",
-                entry.provider or "",
-                entry.model or "",
-            ]
-        )

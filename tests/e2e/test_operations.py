@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from urllib.parse import urlencode
 
 import pytest
 
 from infra.local.stack import REPOSITORY, LocalStack
 from infra.local.stripe_account import StripeAccount
 from infra.local.stripe_server import StripeControl
+from infra.recompute_digest import recompute_digests
 from tests.e2e.billed import BilledUsage, await_value, make_customer
-from tests.e2e.conftest import STRIPE_KEY, Api
+from tests.e2e.conftest import STRIPE_KEY, Answer, Api
+from tests.e2e.described import check_described
 from tests.e2e.test_books import make_event
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -107,9 +109,9 @@ def test_an_event_leads_to_its_batch_and_a_replay_bills_nothing_twice(
     assert billed.total() == 1250
 
 
-def test_an_invoice_leads_to_its_events_and_their_digest_can_be_computed_by_anybody(
-    run: Run, api: Api, stripe_url: str
-) -> None:
+@pytest.fixture(scope="module")
+def invoiced(run: Run, api: Api, stripe_url: str) -> tuple[str, str, str]:
+    """A customer with two events on an invoice: the customer, the invoice, the comparison."""
     customer = "operations_invoiced"
     account = StripeAccount(stripe_url, STRIPE_KEY)
     account.set_up()
@@ -119,7 +121,7 @@ def test_an_invoice_leads_to_its_events_and_their_digest_can_be_computed_by_anyb
     account.advance(subscriber, start + timedelta(days=20))
     assert api.put_customer(customer, billing_customer=subscriber.billing_customer).status == 200
     at = start + timedelta(days=19)
-    api.report(make_event("first", customer, "7", at), make_event("second", customer, "0.5", at))
+    api.report(make_event("first", customer, "7", at), make_event("second/ä", customer, "0.5", at))
     billed = BilledUsage(stripe_url, subscriber.billing_customer, "meterline_credits")
     await_value(billed.total, 7500)
     account.advance(subscriber, subscriber.period_end + timedelta(minutes=1))
@@ -129,14 +131,99 @@ def test_an_invoice_leads_to_its_events_and_their_digest_can_be_computed_by_anyb
         for each in client.v1.invoices.list({"subscription": subscriber.subscription}).data
         if each.status == "draft"
     ]
-    options = ("--stripe-url", stripe_url, *WHY)
-    checked = run("books", "check", draft.id, *options).stdout
+    checked = run("books", "check", draft.id, "--stripe-url", stripe_url, *WHY).stdout
     assert "agreed" in checked
-    lines = run("events", "of-invoice", draft.id, "--format", "lines").stdout
+    return customer, draft.id, checked
+
+
+def test_an_invoice_leads_to_its_events_and_their_digest_can_be_computed_by_anybody(
+    run: Run, invoiced: tuple[str, str, str]
+) -> None:
+    customer, invoice, checked = invoiced
+    lines = run("events", "of-invoice", invoice, "--format", "lines").stdout
     digest = hashlib.sha256(
         "".join(f"{line}\n" for line in sorted(lines.splitlines())).encode()
     ).hexdigest()
     assert f"2 events, digest {digest}" in checked
-    rows = list(csv.DictReader(io.StringIO(run("events", "of-invoice", draft.id).stdout)))
-    assert [(row["id"], row["quantity"]) for row in rows] == [("first", "7"), ("second", "0.5")]
-    assert f"invoice\t{draft.id}" in run("events", "trace", customer, "books", "first").stdout
+    rows = run("events", "of-invoice", invoice).stdout
+    assert list(recompute_digests([io.StringIO(rows)])) == [("credits", 2, digest)]
+    traced = run("events", "trace", customer, "books", "first").stdout
+    assert f"invoice\t{invoice}" in traced
+
+
+def test_the_api_leads_from_an_invoice_to_its_events_and_back(
+    api: Api, invoiced: tuple[str, str, str]
+) -> None:
+    customer, invoice, checked = invoiced
+    root = f"/v1/customers/{customer}"
+
+    def get(path: str, described: str, **headers: str) -> Answer:
+        answer = api.call("GET", f"{root}/{path}", key=api.admin_key, headers=headers)
+        assert answer.status == 200, answer.body
+        if "csv" not in answer.headers["content-type"]:
+            check_described(api, "GET", f"/v1/customers/{{id}}/{described}", answer)
+        return answer
+
+    [told] = get("invoices", "invoices").told["invoices"]
+    [line] = told["lines"]
+    assert (told["id"], told["state"], line["quantity"]) == (invoice, "agreed", "7.5")
+    assert line["digest"] in checked
+
+    # Page by page, as JSON and as CSV: both are the list that the digest is made from.
+    events, cursor, described = [], "", "invoices/{invoice}/events"
+    while cursor is not None:
+        page = get(f"invoices/{invoice}/events?limit=1{cursor and '&cursor=' + cursor}", described)
+        events += page.told["events"]
+        cursor = page.told["next_cursor"]
+    assert [(each["id"], each["quantity"]) for each in events] == [
+        ("first", "7"),
+        ("second/ä", "0.5"),
+    ]
+    pages = []
+    following: str | None = f"invoices/{invoice}/events?limit=1"
+    while following is not None:
+        page = get(following, described, Accept="text/csv")
+        pages.append(io.StringIO(page.body.decode(), newline=""))
+        link = page.headers.get("link")
+        following = link[1:].partition(">")[0].removeprefix(f"{root}/") if link else None
+    assert len(pages) == 2
+    assert list(recompute_digests(pages)) == [("credits", 2, line["digest"])]
+
+    for each in events:
+        asked = urlencode({"source": each["source"], "id": each["id"]})
+        back = get(f"events?{asked}", "events").told
+        assert (back["event"], back["invoice"], back["line"]) == (each, invoice, line)
+        assert back["billing"]["state"] == "sent"
+        assert back["billing"]["identifier"].startswith("ml_")
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/v1/customers/nobody-here/invoices", 404, "not_found"),
+        ("/v1/customers/a%20b/invoices", 400, "invalid_customer_id"),
+        ("/v1/customers/{c}/invoices/in_none/events", 404, "not_found"),
+        # Another customer's invoice is not there, whoever asks.
+        ("/v1/customers/operations_traced/invoices/{i}/events", 404, "not_found"),
+        ("/v1/customers/{c}/invoices/{i}/events?limit=0", 400, "invalid_limit"),
+        ("/v1/customers/{c}/invoices/{i}/events?limit=5001", 400, "invalid_limit"),
+        ("/v1/customers/{c}/invoices/{i}/events?limit=%D9%A1", 400, "invalid_limit"),
+        ("/v1/customers/{c}/invoices/{i}/events?cursor=x", 400, "invalid_cursor"),
+        ("/v1/customers/{c}/invoices/{i}/events?cursor=", 400, "invalid_cursor"),
+        ("/v1/customers/{c}/events", 400, "invalid_event_name"),
+        ("/v1/customers/{c}/events?source=books", 400, "invalid_event_name"),
+        ("/v1/customers/{c}/events?source=books&id=", 400, "invalid_event_name"),
+        ("/v1/customers/{c}/events?source=books&id=a%00b", 400, "invalid_event_name"),
+        ("/v1/customers/{c}/events?source=books&id=never", 404, "not_found"),
+        ("/v1/customers/{c}/events?source=elsewhere&id=first", 404, "not_found"),
+    ],
+)
+def test_what_cannot_be_traced_is_told_why(
+    api: Api, invoiced: tuple[str, str, str], path: str, status: int, code: str
+) -> None:
+    asked = path.replace("{c}", invoiced[0]).replace("{i}", invoiced[1])
+    answer = api.call("GET", asked, key=api.admin_key)
+    assert (answer.status, answer.told["code"]) == (status, code)
+    turned_away = api.call("GET", asked, key=api.usage_key)
+    assert (turned_away.status, turned_away.told["code"]) == (403, "forbidden")
+    assert api.call("GET", asked).status == 401

@@ -21,9 +21,9 @@ def around(dynamodb_local: str) -> Iterator[Surroundings]:
         assert local.violations() == []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def planned(dynamodb_local: str) -> Iterator[Surroundings]:
-    """Another storage and Stripe for all worlds, set up from the catalog by the setup command."""
+    """Storage and Stripe of one module, set up from the catalog by the setup command."""
     with LocalStripe() as local:
         yield PlannedSurroundings(Store("dynamodb_local", dynamodb_local), local)
         assert local.violations() == []

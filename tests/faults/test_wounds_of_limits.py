@@ -16,6 +16,7 @@ from meterline.adapters.dynamodb_budgets import DynamoBudgets
 from meterline.adapters.dynamodb_controls import DynamoControls
 from meterline.adapters.dynamodb_overviews import DynamoOverviews
 from meterline.adapters.partition_keys import partition_key
+from meterline.adapters.stripe_access import StripeAccess
 from meterline.adapters.stripe_subscriptions import StripeSubscriptions
 from meterline.domain.authorizations import DEFAULT_LIFE, AuthorizationId
 from meterline.domain.limits import Limits, MoneyLimit, QuantityLimit
@@ -38,9 +39,8 @@ class Desk:
         store = world.around.store
         wire = store.wire(pool_size=32)
         accounts = DynamoAccounts(wire, store.tables.accounts)
-        stripe = StripeSubscriptions(
-            lambda: world.around.local.key, api_base=world.around.local.url
-        )
+        local = world.around.local
+        stripe = StripeSubscriptions(StripeAccess(lambda: local.key, api_base=local.url))
         now = world.clock.now()
         assert SyncSubscriptions(accounts, stripe, CatalogPlans())(world.customer, now) is not None
         limits = Limits(None, stop_at)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from meterline.pages.answers import PageAnswers
     from meterline.ports import (
         BilledUsage,
+        CustomerAccounts,
         EmissionInbox,
         EmissionQueue,
         ParkedBatches,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from meterline.services.settle_invoices import SettleInvoices
     from meterline.services.show_usage import ShowUsage
     from meterline.services.sign_in import SignIn
+    from meterline.services.trace_usage import TraceUsage
     from meterline.services.unfreeze_customer import UnfreezeCustomer
     from meterline.services.view_dashboard import ViewDashboard
     from meterline.services.watch_breakers import WatchBreakers
@@ -428,6 +430,56 @@ def _read_dashboards(
         plans,
         load_meters(),
         SqsComparisons(require(environment, "COMPARISONS_QUEUE_URL")),
+    )
+
+
+def trace_usage(environment: Environment) -> tuple[Authenticate, TraceUsage]:
+    """What `trace_usage` is made of."""
+    from meterline.adapters.dynamodb_accounts import DynamoAccounts
+    from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.services.authenticate import Authenticate
+
+    wire = DynamoWire()
+    accounts = DynamoAccounts(wire, require(environment, "ACCOUNTS_TABLE"))
+    trace = make_trace(
+        wire,
+        accounts,
+        books_table=require(environment, "BOOKS_TABLE"),
+        events_table=require(environment, "EVENTS_TABLE"),
+        emissions_table=require(environment, "EMISSIONS_TABLE"),
+        totals_table=require(environment, "TOTALS_TABLE"),
+    )
+    return Authenticate(accounts), trace
+
+
+def make_trace(
+    wire: DynamoWire,
+    accounts: CustomerAccounts,
+    *,
+    books_table: str,
+    events_table: str,
+    emissions_table: str,
+    totals_table: str,
+) -> TraceUsage:
+    """Invoices and their events, for the function and for the operator's command."""
+    from meterline.adapters.dynamodb_books import DynamoInvoiceChecks
+    from meterline.adapters.dynamodb_emissions import DynamoEmissions
+    from meterline.adapters.dynamodb_ledger import DynamoLedger
+    from meterline.adapters.dynamodb_sending_records import (
+        DynamoCountedHours,
+        DynamoSendingRecords,
+    )
+    from meterline.catalog import load_meters
+    from meterline.services.trace_usage import TraceUsage
+
+    return TraceUsage(
+        accounts,
+        DynamoInvoiceChecks(wire, books_table),
+        DynamoLedger(wire, events_table),
+        DynamoSendingRecords(wire, emissions_table),
+        DynamoEmissions(wire, emissions_table),
+        DynamoCountedHours(wire, totals_table),
+        load_meters(),
     )
 
 

@@ -75,3 +75,7 @@ class UnreadablePageCallError(MeterlineError):
 
 class InvoiceFinalError(MeterlineError):
     """The invoice is final: it can be neither held nor changed."""
+
+
+class SearchedTooLongError(MeterlineError):
+    """There is more to look through than one call has time for."""

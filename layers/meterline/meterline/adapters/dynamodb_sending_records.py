@@ -7,7 +7,8 @@ It reads a customer's batches of a stretch of time as a whole, which costs a rea
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,16 +21,23 @@ from meterline.adapters.dynamodb_wire import DynamoWire, Item, query_pages, read
 from meterline.adapters.partition_keys import partition_key
 from meterline.domain.emission import BatchDue, Lapse
 from meterline.domain.periods import Period
-from meterline.domain.reconciliation import BatchRecord
+from meterline.domain.reconciliation import BatchRecord, SentEntry
+from meterline.errors import SearchedTooLongError
+
+SEARCH_S = 5.0
+"""How long one event is looked for: some 50 MB of batches."""
 
 
 class DynamoSendingRecords:
     """Keeps `SendingRecords` and `LateProblems` of `meterline.ports` on the `emissions` table."""
 
-    def __init__(self, wire: DynamoWire, table: str) -> None:
+    def __init__(
+        self, wire: DynamoWire, table: str, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._wire = wire
         self._table = table
         self._emissions = DynamoEmissions(wire, table)
+        self._monotonic = monotonic
 
     def batches_since(
         self, customer: str, meter: str, made_from: datetime
@@ -48,6 +56,31 @@ class DynamoSendingRecords:
                 datetime.fromisoformat(item["made_at"]["S"]),
                 None if sending is None else read_batch_sending(sending),
             )
+
+    def find_entry(
+        self, customer: str, meter: str, identifier: str, made_from: datetime
+    ) -> SentEntry | None:
+        """One event in its batch, looked for through all that were made since then.
+
+        A read unit for every 8 KB of all batches of the customer and meter: there is no index of
+        what is in them, which would cost a write for every event.
+        """
+        pk = partition_key(customer, meter)
+        digest = bytes.fromhex(identifier.removeprefix("ml_"))
+        give_up_at_s = self._monotonic() + SEARCH_S
+        for item in self._query(pk, "batch#", made_from):
+            packed = base64.b64decode(item["entries"]["B"])
+            if digest in packed:
+                due = BatchDue(customer, meter, item["sk"]["S"].removeprefix("batch#"))
+                _, sending = self._emissions.load_batch(due)
+                made_at = datetime.fromisoformat(item["made_at"]["S"])
+                record = BatchRecord(due, unpack_entries(packed), made_at, sending)
+                for each in record.list_entries():
+                    if each.entry.identifier == identifier:
+                        return each
+            if self._monotonic() > give_up_at_s:
+                raise SearchedTooLongError(f"the batches of {customer} and {meter}")
+        return None
 
     def reasons_of(
         self, customer: str, meter: str, identifiers: Sequence[str]

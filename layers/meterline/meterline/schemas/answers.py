@@ -12,7 +12,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from meterline.domain.customers import Role
+from meterline.domain.invoice_checks import CheckState
+from meterline.domain.meters import EmissionMode
 from meterline.schemas.events import CustomerId
+from meterline.services.trace_usage import SendingState
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -306,6 +309,111 @@ class UsageReportAnswer(BaseModel):
     users: list[UserShareAnswer]
     limits: LimitsAnswer
     billing: BillingAnswer | None
+
+
+class InvoiceLineAnswer(BaseModel):
+    """What an invoice bills of one meter in one period, all its tiers together."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    meter: str
+    period: PeriodAnswer
+    plan: str | None
+    quantity: Annotated[Quantity, Field(description="What the ledger holds.")]
+    billed: Annotated[Quantity, Field(description="What the invoice asks for.")]
+    settled_later: Annotated[
+        Quantity,
+        Field(description="Of what the invoice has too little, what was billed or waived."),
+    ]
+    events: Count
+    digest: Annotated[
+        str,
+        Field(
+            pattern="^[0-9a-f]{64}$",
+            description="SHA-256 over the line's events: for each its source, id, time, meter and "
+            "quantity as the list of events writes them, parted by tabs and ended by a newline; "
+            "the lines sorted as bytes.",
+        ),
+    ]
+
+
+class CheckedInvoiceAnswer(BaseModel):
+    """An invoice next to the ledger, as they were last compared."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    state: CheckState
+    currency: str
+    checked_at: datetime
+    lines: list[InvoiceLineAnswer]
+
+
+class CheckedInvoicesAnswer(BaseModel):
+    """A customer's invoices with usage on them, the newest period first."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    invoices: list[CheckedInvoiceAnswer]
+
+
+class LedgerEventAnswer(BaseModel):
+    """An event as the ledger keeps it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: str
+    id: str
+    time: datetime
+    received_at: datetime
+    meter: str
+    quantity: Quantity
+    user: str | None
+    action: str | None
+    provider: str | None
+    model: str | None
+    usage: dict[str, int] | None
+    rate_card: str | None
+    tier: str | None
+    status: str | None
+    response_id: str | None
+
+
+class InvoiceEventsAnswer(BaseModel):
+    """Some of the events that an invoice bills."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    events: list[LedgerEventAnswer]
+    next_cursor: Annotated[
+        str | None, Field(description="The `cursor` of the page behind this one; null: it ends.")
+    ]
+
+
+class SentUsageAnswer(BaseModel):
+    """Under which identifier an event is told to the billing layer, and how far that is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mode: EmissionMode
+    identifier: Annotated[
+        str, Field(description="Its name there; of an hourly meter, that of the hour's total.")
+    ]
+    state: SendingState
+    batch: str | None
+    problem: Annotated[str | None, Field(description="Why it was not billed.")]
+
+
+class TracedEventAnswer(BaseModel):
+    """One event on its way from the ledger to the invoice."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    event: LedgerEventAnswer
+    billing: SentUsageAnswer
+    invoice: Annotated[str | None, Field(description="The invoice of its period, if there is one.")]
+    invoice_state: CheckState | None
+    line: InvoiceLineAnswer | None
 
 
 class PortalSessionAnswer(BaseModel):

@@ -17,13 +17,16 @@ from pydantic.json_schema import models_json_schema
 from meterline.domain.api_keys import Scope
 from meterline.http import MAX_BODY_BYTES
 from meterline.schemas.answers import (
+    CheckedInvoicesAnswer,
     CustomerAnswer,
     CustomerPage,
     GatewayMessage,
     InvalidBodyProblem,
+    InvoiceEventsAnswer,
     LimitsAnswer,
     PortalSessionAnswer,
     Problem,
+    TracedEventAnswer,
     UndecidedProblem,
     UsageAnswer,
     UsageReportAnswer,
@@ -40,6 +43,7 @@ from meterline.schemas.freezes import FreezeAnswer, NotificationsAnswer, Unfreez
 from meterline.schemas.limits import LimitsInput
 from meterline.schemas.portal import PortalSessionInput
 from meterline.schemas.previews import PreviewAnswer, PreviewInput
+from meterline.schemas.traces import DEFAULT_EVENTS, MAX_EVENTS_PER_PAGE
 
 API_VERSION: Final = "1.0"
 
@@ -53,6 +57,7 @@ PROBLEMS: Final[Mapping[str, tuple[int, ...]]] = {
     "invalid_cursor": (400,),
     "invalid_customer_id": (400,),
     "invalid_estimate": (422,),
+    "invalid_event_name": (400,),
     "invalid_json": (400,),
     "invalid_limit": (400,),
     "invalid_unspent": (422,),
@@ -241,6 +246,33 @@ _USAGE_REPORT = {
         ],
     },
 }
+_INVOICE_LINE = {
+    "meter": "credits",
+    "period": {"start": "2026-11-03T00:00:00.000Z", "end": "2026-12-03T00:00:00.000Z"},
+    "plan": "pro",
+    "quantity": "1200.5",
+    "billed": "1200.5",
+    "settled_later": "0",
+    "events": 640,
+    "digest": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+}
+_LEDGER_EVENT = {
+    "source": "backend/reports",
+    "id": "req_8f2",
+    "time": "2026-11-22T06:00:00.000Z",
+    "received_at": "2026-11-22T06:00:00.214Z",
+    "meter": "credits",
+    "quantity": "2.95",
+    "user": "u_9",
+    "action": "report.generate",
+    "provider": "anthropic",
+    "model": "claude-sonnet-4-5",
+    "usage": {"input_tokens": 1200, "output_tokens": 350},
+    "rate_card": "2026-11-01",
+    "tier": None,
+    "status": None,
+    "response_id": None,
+}
 _LISTED_CUSTOMER = {
     "id": "acme",
     "email": "billing@acme.example",
@@ -289,6 +321,8 @@ class Operation:
     parameters: Sequence[Mapping[str, Any]] = ()
     media: str = "application/json"
     """Of an answer without a model."""
+    further_media: Sequence[str] = ()
+    """In which it can be had as well, by `Accept`."""
     page_statuses: Sequence[int] = ()
     """Of a page: what else it can answer, as a page too."""
 
@@ -334,6 +368,22 @@ def _form_body(*fields: str) -> dict[str, Any]:
     properties = {field: {"type": "string"} for field in fields}
     schema = {"type": "object", "required": ["form_token"], "properties": properties}
     return {"application/x-www-form-urlencoded": {"schema": schema}}
+
+
+def _page_parameters(default: int, most: int) -> tuple[dict[str, Any], ...]:
+    return (
+        {
+            "name": "limit",
+            "in": "query",
+            "schema": {"type": "integer", "minimum": 1, "maximum": most, "default": default},
+        },
+        {
+            "name": "cursor",
+            "in": "query",
+            "description": "`next_cursor` of the page before.",
+            "schema": {"type": "string"},
+        },
+    )
 
 
 OPERATIONS: Final = (
@@ -421,24 +471,7 @@ OPERATIONS: Final = (
         {"customers": [_LISTED_CUSTOMER], "next_cursor": None},
         (*_AUTHENTICATION, "invalid_limit", "invalid_cursor", *_OURS),
         Scope.ADMIN,
-        parameters=(
-            {
-                "name": "limit",
-                "in": "query",
-                "schema": {
-                    "type": "integer",
-                    "minimum": 1,
-                    "maximum": MAX_LIMIT,
-                    "default": DEFAULT_LIMIT,
-                },
-            },
-            {
-                "name": "cursor",
-                "in": "query",
-                "description": "`next_cursor` of the page before.",
-                "schema": {"type": "string"},
-            },
-        ),
+        parameters=_page_parameters(DEFAULT_LIMIT, MAX_LIMIT),
     ),
     Operation(
         "POST",
@@ -575,6 +608,88 @@ OPERATIONS: Final = (
         (*_AUTHENTICATION, "invalid_customer_id", "not_found", *_OURS),
         Scope.ADMIN,
         parameters=(_CUSTOMER_ID,),
+    ),
+    Operation(
+        "GET",
+        "/v1/customers/{id}/invoices",
+        "listInvoices",
+        "List a customer's invoices, next to the ledger",
+        "Each with its lines of usage: what the ledger holds, what is billed, and the digest that "
+        "the events behind it add up to.",
+        200,
+        CheckedInvoicesAnswer,
+        {
+            "invoices": [
+                {
+                    "id": "in_1SWKD2",
+                    "state": "final",
+                    "currency": "usd",
+                    "checked_at": "2026-12-03T01:05:00.000Z",
+                    "lines": [_INVOICE_LINE],
+                }
+            ]
+        },
+        (*_AUTHENTICATION, "invalid_customer_id", "not_found", *_OURS),
+        Scope.ADMIN,
+        parameters=(_CUSTOMER_ID,),
+    ),
+    Operation(
+        "GET",
+        "/v1/customers/{id}/invoices/{invoice}/events",
+        "listInvoiceEvents",
+        "List the events behind an invoice",
+        "Line by line, in the order of time, page by page. With `Accept: text/csv` as CSV, where "
+        "`Link` names the next page.",
+        200,
+        InvoiceEventsAnswer,
+        {"events": [_LEDGER_EVENT], "next_cursor": None},
+        (
+            *_AUTHENTICATION,
+            "invalid_customer_id",
+            "invalid_limit",
+            "invalid_cursor",
+            "not_found",
+            *_OURS,
+        ),
+        Scope.ADMIN,
+        parameters=(
+            _CUSTOMER_ID,
+            {"name": "invoice", "in": "path", "required": True, "schema": {"type": "string"}},
+            *_page_parameters(DEFAULT_EVENTS, MAX_EVENTS_PER_PAGE),
+        ),
+        further_media=("text/csv",),
+    ),
+    Operation(
+        "GET",
+        "/v1/customers/{id}/events",
+        "traceEvent",
+        "Trace one event to its invoice",
+        "The event as the ledger keeps it, the identifier under which the billing layer is told of "
+        "it, how far that is, and the line of the invoice that bills its period.",
+        200,
+        TracedEventAnswer,
+        {
+            "event": _LEDGER_EVENT,
+            "billing": {
+                "mode": "event",
+                "identifier": "ml_4b0c1f0f2a7f7a1a2b3c4d5e6f708192a3b4c5d6",
+                "state": "sent",
+                "batch": "shardId-00000001790000000000-1f2e3d4c-100000000000000000001",
+                "problem": None,
+            },
+            "invoice": "in_1SWKD2",
+            "invoice_state": "final",
+            "line": _INVOICE_LINE,
+        },
+        (*_AUTHENTICATION, "invalid_customer_id", "invalid_event_name", "not_found", *_OURS),
+        Scope.ADMIN,
+        parameters=(
+            _CUSTOMER_ID,
+            *(
+                {"name": name, "in": "query", "required": True, "schema": {"type": "string"}}
+                for name in ("source", "id")
+            ),
+        ),
     ),
     Operation(
         "POST",
@@ -849,6 +964,7 @@ def _write_schemas() -> dict[str, Any]:
         *(UsageEvent, CustomerInput, UsageAnswer, CustomerAnswer, CustomerPage),
         *(LimitsInput, LimitsAnswer, UsageReportAnswer, PortalSessionInput, PortalSessionAnswer),
         *(PreviewInput, PreviewAnswer),
+        *(CheckedInvoicesAnswer, InvoiceEventsAnswer, TracedEventAnswer),
         *(UnfreezeInput, FreezeAnswer, NotificationsAnswer),
         *(AuthorizationInput, AuthorizationAnswer, ReleaseInput, ReleaseAnswer),
         *(Problem, InvalidBodyProblem, UndecidedProblem, GatewayMessage),
@@ -878,7 +994,8 @@ def _write_operation(operation: Operation) -> dict[str, Any]:
             "application/json": {
                 "schema": _refer(operation.answer),
                 "examples": _examples(answer=operation.example),
-            }
+            },
+            **{media: {"schema": {"type": "string"}} for media in operation.further_media},
         }
     written: dict[str, Any] = {
         "operationId": operation.name,
