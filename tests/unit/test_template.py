@@ -56,18 +56,12 @@ def list_texts(value: Any) -> Iterator[str]:
             yield from list_texts(each)
 
 
-def list_watched() -> Iterator[tuple[str, str, str, tuple[tuple[str, Any], ...]]]:
-    """Every metric of an alarm as (alarm, namespace, metric, dimensions)."""
+def list_watched() -> Iterator[tuple[str, str, str, list[tuple[str, Any]]]]:
+    """The metric of every alarm as (alarm, namespace, metric, dimensions)."""
     for _file, name, alarm in find_resources("AWS::CloudWatch::Alarm"):
-        properties = alarm["Properties"]
-        metrics = [
-            each["MetricStat"]["Metric"]
-            for each in properties.get("Metrics", ())
-            if "MetricStat" in each
-        ]
-        for metric in metrics or [properties]:
-            dimensions = tuple((each["Name"], each["Value"]) for each in metric["Dimensions"])
-            yield name, metric["Namespace"], metric["MetricName"], dimensions
+        metric = alarm["Properties"]
+        dimensions = [(each["Name"], each["Value"]) for each in metric["Dimensions"]]
+        yield name, metric["Namespace"], metric["MetricName"], dimensions
 
 
 def find_functions() -> list[tuple[str, Mapping[str, Any]]]:
