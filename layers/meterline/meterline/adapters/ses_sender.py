@@ -50,6 +50,9 @@ class SesSender:
                 },
                 EmailTags=[{"Name": "happening", "Value": notification.happening.value}],
             )
-        except (BotoCoreError, ClientError) as error:
-            raise DeliveryFailedError(f"SES: {error}") from error
+        except ClientError as error:
+            # The words of a refusal name the address.
+            raise DeliveryFailedError(f"SES: {error.response['Error']['Code']}") from None
+        except BotoCoreError as error:
+            raise DeliveryFailedError(f"SES: {type(error).__name__}") from None
         return None

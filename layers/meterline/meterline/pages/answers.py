@@ -20,6 +20,7 @@ from meterline.errors import (
     UnauthenticatedError,
     UnreadablePageCallError,
 )
+from meterline.failures import list_places
 from meterline.pages import Pages
 from meterline.schemas.portal import find_origin
 
@@ -124,8 +125,8 @@ def make_pages_app(logger: Logger, pages: Pages, answers: PageAnswers) -> APIGat
             status=503,
         )
 
-    def explain_unexpected(_: Exception) -> Response[str]:
-        logger.exception("unexpected error")
+    def explain_unexpected(error: Exception) -> Response[str]:
+        logger.error("unexpected error", error=type(error).__name__, places=list_places(error))
         return answers.page(
             pages.draw_told("Something went wrong", "It is on our side. Try again in a moment."),
             status=500,

@@ -26,7 +26,7 @@ class NotificationDetail(BaseModel):
 class BusEvent(BaseModel):
     """An event of the bus, as its rule hands it to a queue."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
     detail: NotificationDetail
 

@@ -43,7 +43,7 @@ class _Thin(BaseModel):
 class NoticeMessage(BaseModel):
     """The queue's message: an event by name, nothing of its content."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     id: str
     type: str
