@@ -26,6 +26,7 @@ from meterline.errors import (
     StorageUnavailableError,
     UnauthenticatedError,
 )
+from meterline.failures import list_places
 from meterline.schemas.locations import write_location
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
@@ -79,8 +80,8 @@ def make_app(logger: Logger) -> APIGatewayHttpResolver:
         logger.warning("storage unavailable", reason=str(error))
         return unavailable()
 
-    def explain_unexpected(_: Exception) -> Response[str]:
-        logger.exception("unexpected error")
+    def explain_unexpected(error: Exception) -> Response[str]:
+        logger.error("unexpected error", error=type(error).__name__, places=list_places(error))
         return problem(500, "internal_error", "Something went wrong on our side.")
 
     explanations: dict[type[Exception], Callable[[Any], Response[str]]] = {
