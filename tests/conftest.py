@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.ports import find_free_port, wait_for_port
+from tests.dynamodb_local import is_installed, run_dynamodb_local
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-DYNAMODB_LOCAL = REPOSITORY / ".local" / "dynamodb-local"
 SAMPLE_TRACES = REPOSITORY.parent / "shared" / "data"
 
 
@@ -76,20 +73,7 @@ def pytest_make_collect_report() -> Any:
 @pytest.fixture(scope="session")
 def dynamodb_local() -> Iterator[str]:
     """The URL of a DynamoDB Local of this session, in memory. `make dynamodb-local` fetches it."""
-    java = shutil.which("java")
-    if java is None or not (DYNAMODB_LOCAL / "DynamoDBLocal.jar").exists():
+    if not is_installed():
         pytest.skip("needs DynamoDB Local: install Java and run `make dynamodb-local`")
-    port = find_free_port()
-    command = [java, "-Djava.library.path=./DynamoDBLocal_lib", "-jar", "DynamoDBLocal.jar"]
-    process = subprocess.Popen(
-        [*command, "-inMemory", "-disableTelemetry", "-port", str(port)],
-        cwd=DYNAMODB_LOCAL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_for_port(port, process)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
+    with run_dynamodb_local() as url:
+        yield url

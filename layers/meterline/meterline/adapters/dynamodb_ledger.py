@@ -81,9 +81,12 @@ class DynamoLedger:
         *,
         statements_per_call: int = STATEMENTS_PER_CALL,
         deadline_s: float = 8.0,
+        day_shards: int = DAY_SHARDS,
     ) -> None:
+        # `day_shards` can never change for a table that holds events.
         self._wire = wire
         self._table = table
+        self._day_shards = day_shards
         self._statements_per_call = statements_per_call
         self._deadline_s = deadline_s
         self._threads = ThreadPoolExecutor(CONCURRENT_CALLS, "ledger")
@@ -118,7 +121,7 @@ class DynamoLedger:
         while day <= last.date():
             shards = (
                 self._query_shard(f"{customer}#{day:%Y%m%d}#{shard}", first, last)
-                for shard in range(DAY_SHARDS)
+                for shard in range(self._day_shards)
             )
             yield from merge(*shards, key=attrgetter("at"))
             day += timedelta(days=1)
@@ -135,7 +138,7 @@ class DynamoLedger:
         self, entries: Sequence[LedgerEntry], attempt: str, give_up_at_s: float
     ) -> list[Recorded]:
         outcomes = [Recorded.UNDECIDED] * len(entries)
-        items = [write_item(entry, attempt) for entry in entries]
+        items = [write_item(entry, attempt, self._day_shards) for entry in entries]
         open_indexes = list(range(len(entries)))
         taken: list[int] = []
         for tries in itertools.count(1):
@@ -275,7 +278,7 @@ def _insert_statement(table: str, names: tuple[str, ...]) -> str:
     return f'INSERT INTO "{table}" VALUE {{' + ",".join(f"'{name}':?" for name in names) + "}"
 
 
-def write_item(entry: LedgerEntry, attempt: str) -> Item:
+def write_item(entry: LedgerEntry, attempt: str, day_shards: int = DAY_SHARDS) -> Item:
     """The item of an entry; `attempt` is the base64 name of the try that writes it."""
     key = entry.key.text
     at = format_time(entry.at)
@@ -283,7 +286,7 @@ def write_item(entry: LedgerEntry, attempt: str) -> Item:
         "k": {"S": key},
         "d": {
             "S": f"{entry.key.customer}#{at[:4]}{at[5:7]}{at[8:10]}"
-            f"#{crc32(key.encode()) % DAY_SHARDS}"
+            f"#{crc32(key.encode()) % day_shards}"
         },
         "t": {"S": at},
         "m": {"S": entry.meter},
