@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,26 +17,18 @@ from tests.integration.storage.stores import (
     make_session,
     run_emulator,
     run_fault_proxy,
+    run_moto,
 )
 
 _serial = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def moto_store() -> Iterator[Store]:
+def moto_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """moto's server. Its PartiQL fails on INSERT with parameters (TypeError in 5.2.5), so here the
     ledger writes single items, which is the other of its two ways to write."""
-    from moto.server import ThreadedMotoServer
-
-    # A line for each of thousands of requests.
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    try:
-        yield Store("moto", f"http://{host}:{port}", statements_per_call=1)
-    finally:
-        server.stop()
+    with run_moto(tmp_path_factory.mktemp("moto")) as url:
+        yield Store("moto", url, statements_per_call=1)
 
 
 @pytest.fixture(scope="session")
@@ -56,14 +47,6 @@ def dynamodb_local_store(dynamodb_local: str) -> Store:
 @pytest.fixture(scope="session", params=["moto_store", "emulator_store", "dynamodb_local_store"])
 def store(request: pytest.FixtureRequest) -> Store:
     """Each store in turn."""
-    found: Store = request.getfixturevalue(request.param)
-    return found
-
-
-@pytest.fixture(scope="session", params=["emulator_store", "dynamodb_local_store"])
-def parallel_store(request: pytest.FixtureRequest) -> Store:
-    """Each store whose conditions hold between threads: moto's server checks, then acts, and lets
-    three of four concurrent transactions with the same condition through (5.2.5)."""
     found: Store = request.getfixturevalue(request.param)
     return found
 

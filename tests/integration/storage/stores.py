@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +69,12 @@ class Store:
     name: str
     url: str
     statements_per_call: int = STATEMENTS_PER_CALL
+    made: InitVar[Tables | None] = None
+    """Tables that are there already."""
     tables: Tables = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.tables = self.create_tables()
+    def __post_init__(self, made: Tables | None) -> None:
+        self.tables = made or self.create_tables()
 
     def client(self, service: str = "dynamodb") -> Any:
         """A boto3 client, to look at things from outside."""
@@ -165,6 +167,15 @@ def run_emulator(directory: Path) -> Iterator[str]:
     }
     log = directory / "emulator.log"
     with run_server(["-m", "infra.local.emulator_process"], port, log, **environment):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def run_moto(directory: Path) -> Iterator[str]:
+    """The URL of a moto of its own."""
+    port = find_free_port()
+    command = ["-m", "tests.integration.storage.moto_process", str(port)]
+    with run_server(command, port, directory / "moto.log"):
         yield f"http://127.0.0.1:{port}"
 
 

@@ -150,9 +150,8 @@ def test_no_events_are_no_work(store: Store) -> None:
 
 
 def test_of_concurrent_writers_of_the_same_ids_each_event_is_accepted_once(
-    parallel_store: Store, customer: str
+    store: Store, customer: str
 ) -> None:
-    store = parallel_store
     entries = [make_entry(customer, f"req_{number}") for number in range(60)]
     ledger = store.ledger(store.wire(pool_size=32))
 

@@ -77,8 +77,7 @@ def make_entries(customer: str) -> list[LedgerEntry]:
     return entries
 
 
-def test_each_accepted_event_is_in_the_stream_once(parallel_store: Store, customer: str) -> None:
-    store = parallel_store
+def test_each_accepted_event_is_in_the_stream_once(store: Store, customer: str) -> None:
     entries = make_entries(customer)
     ledger = store.ledger()
     assert set(ledger.record(entries[:59])) == {Recorded.ACCEPTED}

@@ -43,6 +43,7 @@ def make_event(customer: str, number: int, **said: Any) -> ProjectedEvent:
         meter="credits",
         hour="2026-11-20T12",
         at_s=int(HOUR.timestamp()),
+        received_at_s=int(HOUR.timestamp()),
         sub_units=1000,
         identifier=EventKey(customer, "backend", f"req_{number}").identifier,
         action=None,
@@ -207,9 +208,8 @@ def test_a_batch_is_never_written_over(store: Store, customer: str, shard: str) 
 
 
 def test_of_two_that_count_the_same_records_at_once_one_counts(
-    parallel_store: Store, customer: str, shard: str
+    store: Store, customer: str, shard: str
 ) -> None:
-    store = parallel_store
 
     step = plan_one(make_event(customer, 0, user="u"))
 
@@ -226,9 +226,8 @@ def test_of_two_that_count_the_same_records_at_once_one_counts(
 
 
 def test_shards_that_count_one_customer_at_once_lose_nothing(
-    parallel_store: Store, customer: str, shard: str
+    store: Store, customer: str, shard: str
 ) -> None:
-    store = parallel_store
 
     def count(turn: int) -> None:
         totals = store.totals()

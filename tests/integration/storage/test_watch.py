@@ -113,9 +113,9 @@ def test_a_warning_is_told_once_however_often_the_watch_looks(world: Watched) ->
 
 
 def test_processes_that_find_the_same_crossing_at_once_tell_it_once(
-    parallel_store: Store, customer: str
+    store: Store, customer: str
 ) -> None:
-    world = Watched(parallel_store, customer)
+    world = Watched(store, customer)
     world.warn_at(100)
     world.count(("100", None), at=NOW)
     with ThreadPoolExecutor(8) as threads:
