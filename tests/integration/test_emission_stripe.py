@@ -129,7 +129,7 @@ class Stage:
             )["QueueUrl"]
             for kind in ("emissions", "dead")
         )
-        self.sender = SqsEmissionQueue(self.queue_url, self.sqs)
+        self.sender = SqsEmissionQueue(self.queue_url, session=make_session())
         self.store = DynamoEmissions(self.aws.wire(), self.aws.tables.emissions)
         self.billing = StripeBilling(
             lambda: self.local.key,

@@ -6,10 +6,12 @@ Imports are inside the builders, so that no function loads what only another one
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from meterline.adapters.trusted_tls import begin_trusted_tls
 from meterline.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -60,6 +62,10 @@ if TYPE_CHECKING:
     from meterline.services.watch_usage import WatchUsage
 
 Environment = Mapping[str, str]
+
+if "AWS_ENDPOINT_URL" not in os.environ:
+    # Every function needs it, and the imports of its builder take just as long.
+    begin_trusted_tls()
 
 
 def require(environment: Environment, name: str) -> str:
@@ -134,8 +140,8 @@ def authenticate_and_authorize_usage(
     from meterline.adapters.dynamodb_budgets import DynamoBudgets
     from meterline.adapters.dynamodb_catalog import DynamoPlans, DynamoRateCards
     from meterline.adapters.dynamodb_controls import DynamoControls
+    from meterline.adapters.dynamodb_counters import DynamoCounters
     from meterline.adapters.dynamodb_ledger import DynamoLedger
-    from meterline.adapters.dynamodb_totals import DynamoTotals
     from meterline.adapters.dynamodb_wire import DynamoWire
     from meterline.catalog import load_meters
     from meterline.services.authenticate import Authenticate
@@ -153,8 +159,7 @@ def authenticate_and_authorize_usage(
             DynamoPlans(wire, accounts_table),
             load_meters(),
             MeasurePeriod(
-                # Only its counters are read.
-                DynamoTotals(wire, totals_table, emissions_table=""),
+                DynamoCounters(wire, totals_table),
                 DynamoLedger(wire, require(environment, "EVENTS_TABLE")),
             ),
         ),
@@ -166,6 +171,8 @@ def project_usage(environment: Environment) -> ProjectUsage:
     """What `project_usage` is made of."""
     from datetime import UTC, datetime
 
+    from botocore.session import get_session
+
     from meterline.adapters.dynamodb_emissions import MAX_ENTRIES
     from meterline.adapters.dynamodb_totals import MAX_STEP_ITEMS, DynamoTotals
     from meterline.adapters.dynamodb_wire import DynamoWire
@@ -173,13 +180,13 @@ def project_usage(environment: Environment) -> ProjectUsage:
     from meterline.catalog import load_meters
     from meterline.services.project_usage import ProjectUsage
 
+    session = get_session()
+    wire = DynamoWire(session)
     totals = DynamoTotals(
-        DynamoWire(),
-        require(environment, "TOTALS_TABLE"),
-        require(environment, "EMISSIONS_TABLE"),
+        wire, require(environment, "TOTALS_TABLE"), require(environment, "EMISSIONS_TABLE")
     )
-    queue = SqsEmissionQueue(require(environment, "EMISSIONS_QUEUE_URL"))
-    watch_usage = _watch_usage(environment, DynamoWire())
+    queue = SqsEmissionQueue(require(environment, "EMISSIONS_QUEUE_URL"), session=session)
+    watch_usage = _watch_usage(environment, wire)
     return ProjectUsage(
         totals,
         queue,
@@ -195,10 +202,10 @@ def _watch_usage(environment: Environment, wire: DynamoWire) -> WatchUsage:
     from meterline.adapters.dynamodb_budgets import DynamoBudgets
     from meterline.adapters.dynamodb_catalog import DynamoPlans
     from meterline.adapters.dynamodb_controls import DynamoControls
+    from meterline.adapters.dynamodb_counters import DynamoCounters
     from meterline.adapters.dynamodb_guardrails import DynamoGuardrails
     from meterline.adapters.dynamodb_history import DynamoHistory
     from meterline.adapters.dynamodb_ledger import DynamoLedger
-    from meterline.adapters.dynamodb_totals import DynamoTotals
     from meterline.adapters.eventbridge_bus import EventBridgeBus
     from meterline.catalog import load_meters
     from meterline.catalog.guardrails import load_breaker_rule
@@ -221,7 +228,7 @@ def _watch_usage(environment: Environment, wire: DynamoWire) -> WatchUsage:
         load_meters(),
         load_breaker_rule(BreakerMode(mode)),
         MeasurePeriod(
-            DynamoTotals(wire, totals_table, emissions_table=""),
+            DynamoCounters(wire, totals_table),
             DynamoLedger(wire, require(environment, "EVENTS_TABLE")),
         ),
     )
@@ -295,8 +302,8 @@ def emit_usage(environment: Environment) -> EmitUsage:
     from datetime import UTC, datetime
 
     from meterline.adapters.dynamodb_accounts import DynamoAccounts
+    from meterline.adapters.dynamodb_counters import DynamoCounters
     from meterline.adapters.dynamodb_emissions import DynamoEmissions
-    from meterline.adapters.dynamodb_totals import DynamoTotals
     from meterline.adapters.dynamodb_wire import DynamoWire
     from meterline.adapters.secrets_api_key import SecretApiKey
     from meterline.adapters.sqs_emission import SqsEmissionInbox
@@ -305,9 +312,8 @@ def emit_usage(environment: Environment) -> EmitUsage:
     from meterline.services.emit_usage import EmitUsage
 
     wire = DynamoWire(pool_size=16)
-    emissions_table = require(environment, "EMISSIONS_TABLE")
     return EmitUsage(
-        DynamoEmissions(wire, emissions_table),
+        DynamoEmissions(wire, require(environment, "EMISSIONS_TABLE")),
         SqsEmissionInbox(
             require(environment, "EMISSIONS_QUEUE_URL"), require(environment, "EMISSIONS_DLQ_URL")
         ),
@@ -316,7 +322,7 @@ def emit_usage(environment: Environment) -> EmitUsage:
             api_base=environment.get("STRIPE_API_BASE") or None,
         ),
         DynamoAccounts(wire, require(environment, "ACCOUNTS_TABLE")),
-        DynamoTotals(wire, require(environment, "TOTALS_TABLE"), emissions_table),
+        DynamoCounters(wire, require(environment, "TOTALS_TABLE")),
         load_meters(),
         now=lambda: datetime.now(UTC),
         pause=time.sleep,
@@ -325,17 +331,20 @@ def emit_usage(environment: Environment) -> EmitUsage:
 
 def receive_stripe_webhook(environment: Environment) -> ReceiveStripeWebhook:
     """What `receive_stripe_webhook` is made of."""
+    from botocore.session import get_session
+
     from meterline.adapters.dynamodb_inbox import DynamoInbox
     from meterline.adapters.dynamodb_wire import DynamoWire
     from meterline.adapters.secrets_signing import SigningSecrets
     from meterline.adapters.sqs_notices import SqsNotices
     from meterline.services.receive_stripe_webhook import ReceiveStripeWebhook
 
+    session = get_session()
     return ReceiveStripeWebhook(
         SigningSecrets(require(environment, "STRIPE_WEBHOOK_SECRET_ID")),
         # Stripe waits for ten seconds or so: better to answer 503 in time than not at all.
-        DynamoInbox(DynamoWire(deadline_s=4.0), require(environment, "INBOX_TABLE")),
-        SqsNotices(require(environment, "STRIPE_EVENTS_QUEUE_URL")),
+        DynamoInbox(DynamoWire(session, deadline_s=4.0), require(environment, "INBOX_TABLE")),
+        SqsNotices(require(environment, "STRIPE_EVENTS_QUEUE_URL"), session),
     )
 
 
@@ -372,16 +381,19 @@ def apply_stripe_event(environment: Environment) -> ApplyStripeEvent:
 
 def poll_stripe_events(environment: Environment) -> PollStripeEvents:
     """What `poll_stripe_events` is made of."""
+    from botocore.session import get_session
+
     from meterline.adapters.dynamodb_inbox import DynamoInbox
     from meterline.adapters.dynamodb_wire import DynamoWire
     from meterline.adapters.sqs_notices import SqsNotices
     from meterline.adapters.stripe_events import StripeEvents
     from meterline.services.poll_stripe_events import PollStripeEvents
 
+    session = get_session()
     return PollStripeEvents(
         StripeEvents(_access_stripe(environment)),
-        DynamoInbox(DynamoWire(), require(environment, "INBOX_TABLE")),
-        SqsNotices(require(environment, "STRIPE_EVENTS_QUEUE_URL")),
+        DynamoInbox(DynamoWire(session), require(environment, "INBOX_TABLE")),
+        SqsNotices(require(environment, "STRIPE_EVENTS_QUEUE_URL"), session),
     )
 
 
@@ -536,9 +548,9 @@ def serve_dashboard(environment: Environment) -> Dashboard:
 def compare_usage(environment: Environment) -> CompareUsage:
     """What `compare_usage` is made of."""
     from meterline.adapters.dynamodb_catalog import DynamoPlans
+    from meterline.adapters.dynamodb_counters import DynamoCounters
     from meterline.adapters.dynamodb_ledger import DynamoLedger
     from meterline.adapters.dynamodb_overviews import DynamoOverviews
-    from meterline.adapters.dynamodb_totals import DynamoTotals
     from meterline.adapters.dynamodb_wire import DynamoWire
     from meterline.adapters.stripe_statements import StripeStatements
     from meterline.catalog import load_meters
@@ -546,7 +558,7 @@ def compare_usage(environment: Environment) -> CompareUsage:
     from meterline.services.measure_period import MeasurePeriod
 
     wire, accounts_table = DynamoWire(), require(environment, "ACCOUNTS_TABLE")
-    totals = DynamoTotals(wire, require(environment, "TOTALS_TABLE"), "")
+    totals = DynamoCounters(wire, require(environment, "TOTALS_TABLE"))
     ledger = DynamoLedger(wire, require(environment, "EVENTS_TABLE"))
     return CompareUsage(
         DynamoOverviews(wire, accounts_table),
@@ -734,9 +746,9 @@ def authenticate_and_preview_usage(
     from meterline.adapters.dynamodb_budgets import DynamoBudgets
     from meterline.adapters.dynamodb_catalog import DynamoPlans, DynamoRateCards
     from meterline.adapters.dynamodb_controls import DynamoControls
+    from meterline.adapters.dynamodb_counters import DynamoCounters
     from meterline.adapters.dynamodb_history import DynamoActionHistory
     from meterline.adapters.dynamodb_ledger import DynamoLedger
-    from meterline.adapters.dynamodb_totals import DynamoTotals
     from meterline.adapters.dynamodb_wire import DynamoWire
     from meterline.catalog import load_meters
     from meterline.services.authenticate import Authenticate
@@ -755,7 +767,7 @@ def authenticate_and_preview_usage(
             DynamoActionHistory(wire, totals_table, ledger),
             DynamoPlans(wire, accounts_table),
             load_meters(),
-            MeasurePeriod(DynamoTotals(wire, totals_table, emissions_table=""), ledger),
+            MeasurePeriod(DynamoCounters(wire, totals_table), ledger),
         ),
         DynamoRateCards(wire, accounts_table),
     )

@@ -18,7 +18,8 @@ from botocore.exceptions import NoCredentialsError
 from pydantic_core import from_json, to_json
 
 from meterline.adapters.aws_signature import JsonCallSigner
-from meterline.adapters.dynamodb_wire import back_off_s
+from meterline.adapters.dynamodb_wire import back_off_s, host_header
+from meterline.adapters.kept_connections import KeptConnections, NoAnswerError
 from meterline.errors import ConfigurationError, StorageError, StorageUnavailableError
 
 
@@ -48,11 +49,9 @@ class AwsJsonWire:
         address = _find_endpoint(session, service) or endpoint_url
         url = urllib3.util.parse_url(address)
         self._path = (url.path or "/").rstrip("/") + "/"
-        self._signer = JsonCallSigner(service, region, url.netloc or "", self._path)
-        self._pool = urllib3.connectionpool.connection_from_url(
-            address,
-            timeout=urllib3.Timeout(connect=1.0, read=timeout_s),
-            retries=False,
+        self._signer = JsonCallSigner(service, region, host_header(url), self._path)
+        self._connections = KeptConnections(
+            url, connect_timeout_s=1.0, read_timeout_s=timeout_s, kept=2
         )
 
     def call(self, operation: str, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,18 +70,16 @@ class AwsJsonWire:
                 datetime.now(UTC),
             )
             try:
-                answer = self._pool.urlopen(
-                    "POST", self._path, body=body, headers=headers, redirect=False
-                )
-            except urllib3.exceptions.HTTPError as error:
+                status, content = self._connections.post(self._path, body, headers)
+            except NoAnswerError as error:
                 why = f"{operation}: {error}"
                 continue
-            if answer.status == 200:
-                told: dict[str, Any] = from_json(answer.data)
+            if status == 200:
+                told: dict[str, Any] = from_json(content)
                 return told
-            why = f"{operation}: {answer.status} {answer.data[:300].decode(errors='replace')}"
-            if answer.status < 500 and b"Throttl" not in answer.data:
-                raise StorageError(str(answer.status), why)
+            why = f"{operation}: {status} {content[:300].decode(errors='replace')}"
+            if status < 500 and b"Throttl" not in content:
+                raise StorageError(str(status), why)
         raise StorageUnavailableError(why)
 
 

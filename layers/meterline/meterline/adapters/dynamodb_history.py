@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
-from meterline.adapters.dynamodb_totals import DynamoTotals
+from meterline.adapters.dynamodb_counters import DynamoCounters
 from meterline.adapters.dynamodb_wire import DynamoWire, query_pages
 from meterline.adapters.partition_keys import partition_key
 from meterline.domain.breaker import DayUse
@@ -25,8 +25,7 @@ class DynamoHistory:
     def __init__(self, wire: DynamoWire, totals_table: str) -> None:
         self._wire = wire
         self._table = totals_table
-        # Only its counters are read.
-        self._totals = DynamoTotals(wire, totals_table, emissions_table="")
+        self._counters = DynamoCounters(wire, totals_table)
 
     def list_days(
         self, customer: str, meter: str, first: date, last: date
@@ -50,11 +49,11 @@ class DynamoHistory:
 
     def sum_hours(self, customer: str, meter: str, start: datetime, end: datetime) -> HourTotal:
         """What the hours of [start, end) hold."""
-        return self._totals.sum_hours(customer, meter, start, end)
+        return self._counters.sum_hours(customer, meter, start, end)
 
     def find_top(self, customer: str, meter: str, day: date, kind: str) -> str | None:
         """The action or user (`kind`) that used most on a day; None when none was named."""
-        shares = self._totals.day_shares(customer, meter, str(day), kind)
+        shares = self._counters.day_shares(customer, meter, str(day), kind)
         return max(shares, key=lambda name: shares[name].sub_units, default=None)
 
 

@@ -87,7 +87,7 @@ class DynamoWire:
         self._deadline_s = deadline_s
         url = urllib3.util.parse_url(self.endpoint_url)
         self._path = (url.path or "/").rstrip("/") + "/"
-        self._signer = JsonCallSigner("dynamodb", region, _host_header(url), self._path)
+        self._signer = JsonCallSigner("dynamodb", region, host_header(url), self._path)
         self._connections = KeptConnections(
             url, connect_timeout_s=1.0, read_timeout_s=timeout_s, kept=pool_size
         )
@@ -213,7 +213,7 @@ def _reasons(content: bytes) -> list[str]:
     ]
 
 
-def _host_header(url: urllib3.util.Url) -> str:
+def host_header(url: urllib3.util.Url) -> str:
     """The Host header that urllib3 sends: without the scheme's own port."""
     usual = {"http": 80, "https": 443}[url.scheme or "https"]
     return str(url.host if url.port in (None, usual) else url.netloc)

@@ -5,7 +5,6 @@ urllib3's pool does the same and more; of a call with 25 inserts that was a quar
 
 from __future__ import annotations
 
-import ssl
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,6 +12,8 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
 from urllib3.util import Url
 from urllib3.util.wait import wait_for_read
+
+from meterline.adapters.trusted_tls import begin_trusted_tls, trusted_tls
 
 
 class NoAnswerError(Exception):
@@ -30,7 +31,8 @@ class KeptConnections:
         self._read_timeout_s = read_timeout_s
         self._kept = kept
         self._idle: deque[HTTPConnection] = deque()
-        self._tls = ssl.create_default_context() if address.scheme == "https" else None
+        if address.scheme == "https":
+            begin_trusted_tls()
 
     def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
         """Status and body of the answer; raises `NoAnswerError`."""
@@ -70,8 +72,8 @@ class KeptConnections:
         host, port = self._address.host or "", self._address.port
         connection = (
             HTTPConnection(host, port, timeout=self._connect_timeout_s)
-            if self._tls is None
-            else HTTPSConnection(host, port, timeout=self._connect_timeout_s, context=self._tls)
+            if self._address.scheme != "https"
+            else HTTPSConnection(host, port, timeout=self._connect_timeout_s, context=trusted_tls())
         )
         try:
             connection.connect()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from pydantic_core import to_json
 
-from meterline.adapters.aws_json_wire import AwsJsonWire
+from meterline.adapters.sqs_wire import SqsWire
 
 
 class SqsComparisons:
@@ -14,20 +12,15 @@ class SqsComparisons:
 
     def __init__(self, queue_url: str) -> None:
         self._queue_url = queue_url
-        self._wire: AwsJsonWire | None = None
+        self._wire: SqsWire | None = None
 
     def request(self, customer: str) -> None:
         """Ask for a comparison; SQS drops what is asked again within five minutes."""
         if self._wire is None:
-            # A queue's URL begins with its service's own address.
-            address = urlsplit(self._queue_url)
-            self._wire = AwsJsonWire("sqs", "AmazonSQS", f"{address.scheme}://{address.netloc}")
-        self._wire.call(
-            "SendMessage",
-            {
-                "QueueUrl": self._queue_url,
-                "MessageBody": to_json({"customer": customer}).decode(),
-                "MessageGroupId": customer,
-                "MessageDeduplicationId": customer,
-            },
+            self._wire = SqsWire(self._queue_url, timeout_s=2.0)
+        self._wire.send_message(
+            QueueUrl=self._queue_url,
+            MessageBody=to_json({"customer": customer}).decode(),
+            MessageGroupId=customer,
+            MessageDeduplicationId=customer,
         )

@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from pydantic_core import to_json
 
 from meterline.adapters.dynamodb_wire import back_off_s
 from meterline.adapters.partition_keys import partition_key
+from meterline.adapters.sqs_wire import SqsWire
 from meterline.domain.emission import BatchDue, EmissionDue
 from meterline.errors import StorageUnavailableError
 from meterline.schemas.emission import encode_due
 
 if TYPE_CHECKING:
+    from botocore.session import Session
     from mypy_boto3_sqs import SQSClient
     from mypy_boto3_sqs.type_defs import SendMessageBatchRequestEntryTypeDef
 
@@ -30,14 +30,14 @@ _MAX_TRIES = 6
 class SqsEmissionQueue:
     """Keeps `meterline.ports.EmissionQueue`."""
 
-    def __init__(self, queue_url: str, client: SQSClient | None = None) -> None:
+    def __init__(
+        self,
+        queue_url: str,
+        client: SQSClient | SqsWire | None = None,
+        session: Session | None = None,
+    ) -> None:
         self._queue_url = queue_url
-        self._client: SQSClient = client or boto3.client(
-            "sqs",
-            config=Config(
-                connect_timeout=1, read_timeout=5, retries={"mode": "standard", "max_attempts": 4}
-            ),
-        )
+        self._client = client or SqsWire(queue_url, session)
 
     def send(self, dues: Sequence[EmissionDue], *, renewal: str = "") -> None:
         """Hand over; returns only when the queue has all of them.
@@ -82,10 +82,12 @@ class SqsDeadLetters:
 
     def __init__(self, queue_url: str, client: SQSClient | None = None) -> None:
         self._queue_url = queue_url
-        self._client: SQSClient = client or boto3.client("sqs")
+        self._client: SQSClient | SqsWire | None = client
 
     def put(self, body: Mapping[str, Any], reason: str) -> None:
         """Keep it; raises `StorageUnavailableError`."""
+        if self._client is None:
+            self._client = SqsWire(self._queue_url)
         try:
             self._client.send_message(
                 QueueUrl=self._queue_url,

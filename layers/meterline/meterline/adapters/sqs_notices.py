@@ -4,33 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import boto3
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-
+from meterline.adapters.sqs_wire import SqsWire
 from meterline.domain.webhooks import Notice
-from meterline.errors import StorageUnavailableError
 from meterline.schemas.webhooks import encode_notice
 
 if TYPE_CHECKING:
-    from mypy_boto3_sqs import SQSClient
+    from botocore.session import Session
 
 
 class SqsNotices:
     """Keeps `meterline.ports.NoticeQueue`."""
 
-    def __init__(self, queue_url: str, client: SQSClient | None = None) -> None:
+    def __init__(self, queue_url: str, session: Session | None = None) -> None:
         self._queue_url = queue_url
-        self._client: SQSClient = client or boto3.client(
-            "sqs",
-            config=Config(
-                connect_timeout=1, read_timeout=3, retries={"mode": "standard", "max_attempts": 3}
-            ),
-        )
+        self._wire = SqsWire(queue_url, session, timeout_s=3.0)
 
     def put(self, notice: Notice) -> None:
         """Hand the event on; raises `StorageUnavailableError`."""
-        try:
-            self._client.send_message(QueueUrl=self._queue_url, MessageBody=encode_notice(notice))
-        except (BotoCoreError, ClientError) as error:
-            raise StorageUnavailableError(f"SQS: {error}") from error
+        self._wire.send_message(QueueUrl=self._queue_url, MessageBody=encode_notice(notice))

@@ -1,0 +1,85 @@
+"""Sending to SQS without boto3's client, against moto."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import boto3
+import pytest
+from botocore.session import Session
+from moto.server import ThreadedMotoServer
+
+from meterline.adapters.sqs_comparisons import SqsComparisons
+from meterline.adapters.sqs_emission_queue import SqsDeadLetters, SqsEmissionQueue
+from meterline.adapters.sqs_notices import SqsNotices
+from meterline.adapters.sqs_wire import SqsWire
+from meterline.domain.emission import BatchDue
+from meterline.domain.webhooks import Notice
+from meterline.errors import StorageUnavailableError
+
+
+@pytest.fixture(autouse=True)
+def _region(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+class Queue:
+    """A queue of a test's own."""
+
+    def __init__(self, address: str, name: str) -> None:
+        self.sqs = boto3.client("sqs", endpoint_url=address)
+        attributes = {"FifoQueue": "true"} if name.endswith(".fifo") else {}
+        made = self.sqs.create_queue(QueueName=name, Attributes=attributes)  # type: ignore[arg-type]
+        self.url = made["QueueUrl"]
+
+    def bodies(self) -> list[str]:
+        """What lies there."""
+        told = self.sqs.receive_message(QueueUrl=self.url, MaxNumberOfMessages=10)
+        return [message["Body"] for message in told.get("Messages", [])]
+
+
+def test_dues_reach_the_queue_in_their_customers_group_and_once(url: str) -> None:
+    queue = Queue(url, "emissions.fifo")
+    dues = [BatchDue(f"customer-{place}", "credits", "b1") for place in range(3)]
+    sender = SqsEmissionQueue(queue.url, session=Session())
+    sender.send(dues)
+    sender.send(dues)
+    assert sorted(json.loads(body)["customer"] for body in queue.bodies()) == [
+        "customer-0",
+        "customer-1",
+        "customer-2",
+    ]
+
+
+def test_a_notice_a_comparison_and_a_dead_letter_reach_their_queues(url: str) -> None:
+    notices, comparisons, dead = (
+        Queue(url, name) for name in ("notices", "comparisons.fifo", "dead-letters")
+    )
+    SqsNotices(notices.url).put(Notice("evt_1", "invoice.created", "in_1", "cus_1", 1_700_000_000))
+    SqsComparisons(comparisons.url).request("acme")
+    SqsDeadLetters(dead.url).put({"eventID": "1"}, "no counter can hold it")
+    assert [json.loads(body)["id"] for body in notices.bodies()] == ["evt_1"]
+    assert [json.loads(body) for body in comparisons.bodies()] == [{"customer": "acme"}]
+    assert [json.loads(body) for body in dead.bodies()] == [{"eventID": "1"}]
+
+
+def test_a_queue_that_is_not_there_or_does_not_answer_is_unavailable(url: str) -> None:
+    wire = SqsWire(f"{url}/123456789012/nowhere")
+    with pytest.raises(StorageUnavailableError, match="SendMessage: 400"):
+        wire.send_message(QueueUrl=f"{url}/123456789012/nowhere", MessageBody="{}")
+    with pytest.raises(StorageUnavailableError, match="SendMessage"):
+        SqsWire("http://127.0.0.1:9/1/q").send_message(QueueUrl="q", MessageBody="{}")
