@@ -3,8 +3,8 @@
 `python -m infra.local.emulator_gateway --upstream-port N --host NAME` listens on a port of
 127.0.0.1, prints it as its first line, and hands every request on with that `Host` header. A body
 is taken in whole first, up to API Gateway's 10 MB, as API Gateway does. At most `--calls` requests
-are handed on at once, the rest wait: the emulator starts a process for each call in flight, where
-AWS would have room.
+are handed on at once: the emulator starts a process for each call in flight, where AWS would have
+room. `--waiting` more may wait; the rest is answered as API Gateway answers above its rate limit.
 """
 
 from __future__ import annotations
@@ -152,10 +152,12 @@ def _answer(status_line: bytes, message: bytes) -> bytes:
 class Gateway:
     """Hands requests on to 127.0.0.1:`upstream_port`, under the name `host`."""
 
-    def __init__(self, upstream_port: int, host: str, calls: int) -> None:
+    def __init__(self, upstream_port: int, host: str, calls: int, waiting: int) -> None:
         self._upstream_port = upstream_port
         self._host = host.encode("ascii")
         self._room = asyncio.Semaphore(calls)
+        self._present = 0
+        self._most_present = calls + waiting
 
     async def serve_connection(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -168,8 +170,15 @@ class Gateway:
                 if request.waits_for_continue:
                     writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                 body = await _read_request_body(request, reader)
-                async with self._room:
-                    closing = await self._hand_on(request, body, writer) or request.closing
+                if self._present >= self._most_present:
+                    writer.write(_answer(b"429 Too Many Requests", b"Too Many Requests"))
+                    return
+                self._present += 1
+                try:
+                    async with self._room:
+                        closing = await self._hand_on(request, body, writer) or request.closing
+                finally:
+                    self._present -= 1
         except BodyTooLargeError:
             writer.write(_answer(b"413 Request Entity Too Large", b"Request Entity Too Large"))
         except (MalformedMessageError, asyncio.LimitOverrunError) as error:
@@ -220,8 +229,8 @@ class Gateway:
             to_upstream.close()
 
 
-async def _serve(upstream_port: int, host: str, calls: int) -> None:
-    gateway = Gateway(upstream_port, host, calls)
+async def _serve(upstream_port: int, host: str, calls: int, waiting: int) -> None:
+    gateway = Gateway(upstream_port, host, calls, waiting)
     server = await asyncio.start_server(
         gateway.serve_connection, "127.0.0.1", 0, limit=_HEAD_LIMIT_BYTES, backlog=512
     )
@@ -236,10 +245,11 @@ def main() -> None:
     parser.add_argument("--upstream-port", type=int, required=True)
     parser.add_argument("--host", required=True)
     parser.add_argument("--calls", type=int, default=8)
+    parser.add_argument("--waiting", type=int, default=256)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     end_with_owner()
-    asyncio.run(_serve(arguments.upstream_port, arguments.host, arguments.calls))
+    asyncio.run(_serve(arguments.upstream_port, arguments.host, arguments.calls, arguments.waiting))
 
 
 if __name__ == "__main__":

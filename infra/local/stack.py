@@ -91,6 +91,7 @@ class LocalStack:
         enforce_iam: bool = False,
         log_level: str = "INFO",
         calls_at_once: int = 8,
+        calls_waiting: int = 256,
     ) -> None:
         self._name = name
         self._kept = contextlib.ExitStack()
@@ -103,7 +104,7 @@ class LocalStack:
         self._stripe_key = stripe_key
         self._enforce_iam = enforce_iam
         self._log_level = log_level
-        self._calls_at_once = calls_at_once
+        self._calls = ["--calls", str(calls_at_once), "--waiting", str(calls_waiting)]
         self._stack_name = ""
         self._processes: list[subprocess.Popen[bytes]] = []
         self._session: boto3.Session | None = None
@@ -176,7 +177,7 @@ class LocalStack:
         """An address on 127.0.0.1 for what the emulator knows as `host`."""
         port = self.aws_url.rpartition(":")[2]
         command = ["infra.local.emulator_gateway", "--upstream-port", port, "--host", host]
-        command += ["--calls", str(self._calls_at_once)]
+        command += self._calls
         gateway = self._spawn(command, "gateway.log", dict(os.environ), stdout=subprocess.PIPE)
         assert gateway.stdout is not None
         line = gateway.stdout.readline().strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import urllib3
 from infra.local.emulator_gateway import BODY_LIMIT_BYTES
 
 CALLS = 4
+WAITING = 28
 
 
 class Upstream(ThreadingHTTPServer):
@@ -30,10 +32,11 @@ class Upstream(ThreadingHTTPServer):
         self.present = 0
         self.most_present = 0
         self.full = threading.Event()
+        self.released = threading.Event()
 
 
 class EchoHandler(BaseHTTPRequestHandler):
-    """Echoes the body; `/chunked` answers in chunks, `/crowd` waits until others are there too."""
+    """Echoes bodies; `/chunked` answers in chunks, `/crowd` waits for others, `/held` for leave."""
 
     protocol_version = "HTTP/1.1"
     server: Upstream
@@ -46,6 +49,8 @@ class EchoHandler(BaseHTTPRequestHandler):
                 self.server.full.set()
         if self.path == "/crowd":
             self.server.full.wait(10)
+        if self.path == "/held":
+            self.server.released.wait(10)
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         with self.server.lock:
             self.server.present -= 1
@@ -87,6 +92,7 @@ def port(upstream: Upstream) -> Iterator[int]:
     """A gateway before the upstream."""
     command = ["-m", "infra.local.emulator_gateway", "--host", "abc.execute-api.localhost"]
     numbers = ["--upstream-port", str(upstream.server_address[1]), "--calls", str(CALLS)]
+    numbers += ["--waiting", str(WAITING)]
     with subprocess.Popen(
         [sys.executable, *command, *numbers], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as gateway:
@@ -134,6 +140,26 @@ def test_no_more_calls_go_on_at_once_than_there_is_room_for(port: int, upstream:
     with ThreadPoolExecutor(32) as clients:
         assert list(clients.map(call, range(32))) == [200] * 32
     assert upstream.most_present == CALLS
+
+
+def test_what_comes_when_all_room_is_taken_is_told_to_come_again(
+    port: int, upstream: Upstream
+) -> None:
+    refused: queue.Queue[int] = queue.Queue()
+
+    def call(_number: int) -> int:
+        with urllib3.PoolManager(retries=False) as http:
+            status = http.request("GET", f"http://127.0.0.1:{port}/held").status
+        if status == 429:
+            refused.put(status)
+        return status
+
+    with ThreadPoolExecutor(CALLS + WAITING + 3) as clients:
+        answers = clients.map(call, range(CALLS + WAITING + 3))
+        for _ in range(3):
+            refused.get(timeout=10)
+        upstream.released.set()
+        assert sorted(answers) == [200] * (CALLS + WAITING) + [429] * 3
 
 
 def exchange(port: int, request: bytes) -> bytes:
