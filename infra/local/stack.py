@@ -90,8 +90,6 @@ class LocalStack:
         stripe_key: str = "sk_test_local",
         enforce_iam: bool = False,
         log_level: str = "INFO",
-        calls_at_once: int = 8,
-        calls_waiting: int = 256,
     ) -> None:
         self._name = name
         self._kept = contextlib.ExitStack()
@@ -104,7 +102,6 @@ class LocalStack:
         self._stripe_key = stripe_key
         self._enforce_iam = enforce_iam
         self._log_level = log_level
-        self._calls = ["--calls", str(calls_at_once), "--waiting", str(calls_waiting)]
         self._stack_name = ""
         self._processes: list[subprocess.Popen[bytes]] = []
         self._session: boto3.Session | None = None
@@ -140,7 +137,7 @@ class LocalStack:
         self._deploy(template)
         if self._enforce_iam:
             self._grant_what_only_the_emulator_asks_for()
-        self.api_url = self.open_gateway(f"{self.outputs['ApiId']}.execute-api.localhost")
+        self.api_url = self.open_gateway(self.api_host)
 
     def stop(self) -> None:
         """End every process of this stack and throw its state away; its logs stay."""
@@ -149,6 +146,11 @@ class LocalStack:
         if self.directory != LOCAL:
             shutil.rmtree(self.directory / "tmp", ignore_errors=True)
         self._kept.close()
+
+    @property
+    def api_host(self) -> str:
+        """What the emulator knows the API as."""
+        return f"{self.outputs['ApiId']}.execute-api.localhost"
 
     @property
     def permissions_file(self) -> Path:
@@ -173,11 +175,14 @@ class LocalStack:
             )
         return self._session.client(service, endpoint_url=self.aws_url, **settings)  # type: ignore[call-overload]
 
-    def open_gateway(self, host: str) -> str:
-        """An address on 127.0.0.1 for what the emulator knows as `host`."""
+    def open_gateway(self, host: str, *, calls: int = 8, waiting: int = 256) -> str:
+        """An address on 127.0.0.1 for what the emulator knows as `host`.
+
+        It has room for so many calls at once, and for so many that wait; others are told 429.
+        """
         port = self.aws_url.rpartition(":")[2]
         command = ["infra.local.emulator_gateway", "--upstream-port", port, "--host", host]
-        command += self._calls
+        command += ["--calls", str(calls), "--waiting", str(waiting)]
         gateway = self._spawn(command, "gateway.log", dict(os.environ), stdout=subprocess.PIPE)
         assert gateway.stdout is not None
         line = gateway.stdout.readline().strip()
