@@ -11,8 +11,8 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from pydantic import ValidationError
 
 from meterline.bootstrap import apply_stripe_event as build_apply_stripe_event
+from meterline.clock import utc_now
 from meterline.errors import MeterlineError
-from meterline.http import utc_now
 from meterline.schemas.webhooks import decode_notice
 
 logger = Logger()

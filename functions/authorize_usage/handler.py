@@ -11,8 +11,9 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from meterline.bootstrap import authenticate_and_authorize_usage
+from meterline.clock import utc_now
 from meterline.domain.api_keys import Scope
-from meterline.http import answer, make_app, read_json, utc_now
+from meterline.http import answer, make_app, read_json
 from meterline.schemas.authorizations import (
     AuthorizationInput,
     ReleaseInput,

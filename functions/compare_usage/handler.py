@@ -11,8 +11,8 @@ from aws_lambda_powertools.utilities.data_classes import SQSEvent
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from meterline.bootstrap import compare_usage as build_compare_usage
+from meterline.clock import utc_now
 from meterline.errors import BillingUnavailableError
-from meterline.http import utc_now
 
 logger = Logger()
 metrics = Metrics()

@@ -11,8 +11,8 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from pydantic import ValidationError
 
 from meterline.bootstrap import notify as build_notify
+from meterline.clock import utc_now
 from meterline.errors import MeterlineError
-from meterline.http import utc_now
 from meterline.schemas.notifications import decode_bus_event
 
 logger = Logger()

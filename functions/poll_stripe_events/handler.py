@@ -10,7 +10,7 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from meterline.bootstrap import poll_stripe_events as build_poll_stripe_events
-from meterline.http import utc_now
+from meterline.clock import utc_now
 
 logger = Logger()
 metrics = Metrics()

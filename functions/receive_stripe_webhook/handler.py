@@ -13,9 +13,9 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from pydantic_core import to_json
 
 from meterline.bootstrap import receive_stripe_webhook as build_receive_stripe_webhook
+from meterline.clock import utc_now
 from meterline.domain.webhooks import SignatureRefusedError
 from meterline.errors import InvalidRequestError, StorageUnavailableError
-from meterline.http import utc_now
 
 logger = Logger()
 metrics = Metrics()

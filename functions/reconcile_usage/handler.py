@@ -11,7 +11,7 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from meterline.bootstrap import reconcile_usage as build_reconcile_usage
-from meterline.http import utc_now
+from meterline.clock import utc_now
 from meterline.services.reconcile_customers import Reconciliation
 
 logger = Logger()

@@ -12,8 +12,9 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from meterline.bootstrap import authenticate_and_report_usage
+from meterline.clock import utc_now
 from meterline.domain.api_keys import Scope
-from meterline.http import answer, make_app, read_json, unavailable, utc_now
+from meterline.http import answer, make_app, read_json, unavailable
 from meterline.schemas.events import list_events
 
 logger = Logger()

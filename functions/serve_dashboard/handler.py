@@ -12,10 +12,10 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from meterline.bootstrap import serve_dashboard as build_serve_dashboard
+from meterline.clock import utc_now
 from meterline.domain.limits import InvalidLimitError
 from meterline.domain.sessions import Viewer
 from meterline.domain.times import format_time
-from meterline.http import utc_now
 from meterline.pages import FormError, tell_limit_error
 from meterline.pages.answers import (
     PUBLIC,

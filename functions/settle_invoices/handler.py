@@ -10,8 +10,8 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from meterline.bootstrap import settle_invoices as build_settle_invoices
+from meterline.clock import utc_now
 from meterline.domain.invoice_checks import CheckState
-from meterline.http import utc_now
 
 logger = Logger()
 metrics = Metrics()

@@ -11,10 +11,11 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from meterline.bootstrap import show_usage as build_show_usage
+from meterline.clock import utc_now
 from meterline.domain.api_keys import Scope
 from meterline.domain.limits import InvalidLimitError
 from meterline.domain.times import format_time
-from meterline.http import answer, make_app, problem, read_json, utc_now
+from meterline.http import answer, make_app, problem, read_json
 from meterline.schemas.customers import read_customer_id
 from meterline.schemas.limits import LimitsInput, write_limits
 from meterline.schemas.portal import PortalSessionInput, find_page

@@ -10,8 +10,9 @@ from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from meterline.bootstrap import authenticate_and_unfreeze_customer
+from meterline.clock import utc_now
 from meterline.domain.api_keys import Scope
-from meterline.http import answer, make_app, read_json, utc_now
+from meterline.http import answer, make_app, read_json
 from meterline.schemas.customers import read_customer_id
 from meterline.schemas.freezes import UnfreezeInput, write_freeze, write_notification
 

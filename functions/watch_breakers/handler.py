@@ -10,7 +10,7 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from meterline.bootstrap import watch_breakers as build_watch_breakers
-from meterline.http import utc_now
+from meterline.clock import utc_now
 
 logger = Logger()
 metrics = Metrics()

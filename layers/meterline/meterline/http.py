@@ -9,7 +9,6 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from aws_lambda_powertools import Logger
@@ -144,8 +143,3 @@ def read_json(event: APIGatewayProxyEventV2) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError):
         raise InvalidRequestError("invalid_json", f"The body is not JSON: {reason}.") from None
-
-
-def utc_now() -> datetime:
-    """The time of the call."""
-    return datetime.now(UTC)
