@@ -214,7 +214,12 @@ class Path:
         self.queue = CountingQueue()
         self.read_stream = StreamReader(meters, NothingUnread())
         self.project_usage = ProjectUsage(
-            totals, self.queue, meters, max_items=MAX_STEP_ITEMS, max_entries=MAX_ENTRIES
+            totals,
+            self.queue,
+            meters,
+            max_items=MAX_STEP_ITEMS,
+            max_entries=MAX_ENTRIES,
+            now=lambda: datetime.now(UTC),
         )
         self.billing = CountingBilling()
         self.emit_usage = EmitUsage(

@@ -461,11 +461,12 @@ class World:
     def projector(self) -> ProjectUsage:
         tables = self.around.store.tables
         return ProjectUsage(
-            DynamoTotals(self._wire("totals"), tables.totals, tables.emissions),
+            DynamoTotals(self._wire("totals"), tables.totals, tables.emissions, now=self.clock.now),
             SqsEmissionQueue("queue", self._sqs()),
             METERS,
             max_items=self.max_items,
             max_entries=self.max_entries,
+            now=self.clock.now,
         )
 
     def emitter(self) -> EmitUsage:

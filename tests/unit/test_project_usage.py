@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from itertools import count
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from meterline.catalog import load_meters
 from meterline.domain.emission import BatchDue, EmissionDue, EmissionEntry, HourDue
-from meterline.domain.projection import Checkpoint, ProjectedEvent, TotalsStep
+from meterline.domain.projection import Checkpoint, Fence, Pair, ProjectedEvent, TotalsStep
 from meterline.errors import StorageUnavailableError
 from meterline.ports import CheckpointMovedError
 from meterline.services.project_usage import Projection, ProjectUsage
@@ -22,6 +23,7 @@ from meterline.services.watch_usage import Watch
 METERS = load_meters()
 MAX_ITEMS = 7
 MAX_ENTRIES = 3
+NOW = datetime.fromtimestamp(1_795_000_200, UTC)
 HOURS = ("2026-11-21T23", "2026-11-22T00", "2026-11-22T06")
 Effect = Callable[[str], object]
 """What happens at a moment of a run, such as `before send`."""
@@ -40,6 +42,7 @@ def make_event(sequence: int) -> ProjectedEvent:
         meter="tokens" if customer == "birch" else "credits",
         hour=HOURS[sequence % 3],
         at_s=1_795_000_000 + sequence,
+        received_at_s=1_795_000_000 + sequence,
         sub_units=0 if sequence % 5 == 0 else 10 + sequence,
         identifier=f"ml_{sequence:040x}",
         action=f"a{sequence % 3}" if sequence % 2 else None,
@@ -92,6 +95,9 @@ class World:
         self.disturb("after apply")
         return moved
 
+    def fences(self, pairs: Iterable[Pair]) -> Mapping[Pair, Fence]:
+        raise AssertionError(f"nothing of {list(pairs)} is late")
+
     def clear_pending(self, shard: str, checkpoint: Checkpoint) -> None:
         self.disturb("before clear")
         held = self.at[shard]
@@ -106,7 +112,9 @@ class World:
 
 
 def run(world: World, events: Sequence[ProjectedEvent], shard: str = "shard-1") -> Projection:
-    project = ProjectUsage(world, world, METERS, max_items=MAX_ITEMS, max_entries=MAX_ENTRIES)
+    project = ProjectUsage(
+        world, world, METERS, max_items=MAX_ITEMS, max_entries=MAX_ENTRIES, now=lambda: NOW
+    )
     return project(shard, events)
 
 
@@ -339,7 +347,13 @@ def test_a_watch_that_fails_in_any_way_holds_no_count_up_and_is_told() -> None:
         raise KeyError("a plan's meter")
 
     project = ProjectUsage(
-        world, world, METERS, max_items=MAX_ITEMS, max_entries=MAX_ENTRIES, watch=watch
+        world,
+        world,
+        METERS,
+        max_items=MAX_ITEMS,
+        max_entries=MAX_ENTRIES,
+        now=lambda: NOW,
+        watch=watch,
     )
     projection = project("shard-1", EVENTS)
     assert projection.watch is None

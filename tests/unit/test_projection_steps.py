@@ -22,6 +22,7 @@ def make_event(sequence: int, customer: int, user: int) -> ProjectedEvent:
         meter=("credits", "tokens", "outcomes")[customer % 3],
         hour="2026-11-20T12",
         at_s=1_795_176_000 + sequence,
+        received_at_s=1_795_176_000 + sequence,
         sub_units=1 + sequence,
         identifier=f"ml_{sequence:040x}",
         action=None,

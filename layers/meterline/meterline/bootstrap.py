@@ -193,6 +193,7 @@ def project_usage(environment: Environment) -> ProjectUsage:
         load_meters(),
         max_items=MAX_STEP_ITEMS,
         max_entries=MAX_ENTRIES,
+        now=lambda: datetime.now(UTC),
         watch=lambda pairs: watch_usage(pairs, datetime.now(UTC)),
     )
 

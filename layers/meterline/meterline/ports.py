@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from meterline.domain.period_usage import Edge, UsageCounts
     from meterline.domain.periods import Period
     from meterline.domain.pricing import Plan
-    from meterline.domain.projection import Checkpoint, TotalsStep
+    from meterline.domain.projection import Checkpoint, Fence, Pair, TotalsStep
     from meterline.domain.rating import RateCard
     from meterline.domain.reconciliation import BatchRecord, Difference, HourKey, SentEntry
     from meterline.domain.sending import BatchSending, HourSending
@@ -197,8 +197,28 @@ class Totals(Protocol):
         """
         ...
 
+    def fences(self, pairs: Iterable[Pair]) -> Mapping[Pair, Fence]:
+        """Where the recounts of these stand, read strongly consistently, and what they counted."""
+        ...
+
     def clear_pending(self, shard: str, checkpoint: Checkpoint) -> None:
         """Forget the hand-overs of `checkpoint`, unless it has moved since."""
+        ...
+
+
+class CountedEvents(Protocol):
+    """Which events are counted, by their identifiers, read strongly consistently."""
+
+    def list_batched(self, customer: str, meter: str) -> set[str]:
+        """The events of all batches."""
+        ...
+
+    def list_unbatched(self, first: datetime, last: datetime) -> set[str]:
+        """The events of all customers that streams counted without a batch, between the two."""
+        ...
+
+    def list_recounted(self, customer: str, meter: str) -> set[str]:
+        """The events that recounts counted."""
         ...
 
 

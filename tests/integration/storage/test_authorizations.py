@@ -79,6 +79,7 @@ class World:
                 meter="credits",
                 hour=f"{at:%Y-%m-%dT%H}",
                 at_s=int(at.timestamp()),
+                received_at_s=int(at.timestamp()),
                 sub_units=CREDITS.to_sub_units(Decimal(quantity)),
                 identifier=f"ml_{sequence:040x}",
                 action=None,

@@ -34,6 +34,7 @@ def count(store: Store, shard: str, customer: str, *hours: str, names: int = 1) 
             meter="credits",
             hour=hour,
             at_s=0,
+            received_at_s=0,
             sub_units=1500,
             identifier=EventKey(customer, "tests", str(place)).identifier,
             action=f"action {place % names}",

@@ -34,6 +34,7 @@ def count(store: Store, shard: str, entries: list[LedgerEntry]) -> None:
             meter=entry.meter,
             hour=f"{entry.at:%Y-%m-%dT%H}",
             at_s=int(entry.at.timestamp()),
+            received_at_s=int(entry.received_at.timestamp()),
             sub_units=METERS[entry.meter].to_sub_units(entry.quantity),
             identifier=entry.key.identifier,
             action=None,

@@ -43,6 +43,7 @@ def make_event(customer: str, number: int, **said: Any) -> ProjectedEvent:
         meter="credits",
         hour="2026-11-20T12",
         at_s=int(HOUR.timestamp()),
+        received_at_s=int(HOUR.timestamp()),
         sub_units=1000,
         identifier=EventKey(customer, "backend", f"req_{number}").identifier,
         action=None,

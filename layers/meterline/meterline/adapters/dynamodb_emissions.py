@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -68,15 +68,26 @@ def pack_entries(entries: Sequence[EmissionEntry]) -> bytes:
     """Entries as bytes, about 29 each: 20 of the identifier, 5 of the time, a length, the value."""
     packed = bytearray()
     for identifier, at_s, sub_units in entries:
-        digest = bytes.fromhex(identifier.removeprefix(_PREFIX))
-        if len(digest) != _IDENTIFIER_BYTES or not identifier.startswith(_PREFIX):
-            raise ValueError(f"not an event's identifier: {identifier!r}")
-        packed += digest
+        packed += pack_identifier(identifier)
         packed += at_s.to_bytes(_AT_BYTES, "big", signed=True)
         value = sub_units.to_bytes(sub_units.bit_length() // 8 + 1, "big", signed=True)
         packed.append(len(value))
         packed += value
     return bytes(packed)
+
+
+def pack_identifier(identifier: str) -> bytes:
+    """An event's identifier as 20 bytes."""
+    digest = bytes.fromhex(identifier.removeprefix(_PREFIX))
+    if len(digest) != _IDENTIFIER_BYTES or not identifier.startswith(_PREFIX):
+        raise ValueError(f"not an event's identifier: {identifier!r}")
+    return digest
+
+
+def unpack_identifiers(packed: bytes) -> Iterator[str]:
+    """The identifiers that `pack_identifier` packed, in order."""
+    for start in range(0, len(packed), _IDENTIFIER_BYTES):
+        yield _PREFIX + packed[start : start + _IDENTIFIER_BYTES].hex()
 
 
 def unpack_entries(packed: bytes) -> list[EmissionEntry]:

@@ -96,6 +96,7 @@ class StreamReader:
             meter=meter.id,
             hour=at[:13],
             at_s=int(datetime.fromisoformat(at).timestamp()),
+            received_at_s=int(image["r"]["N"]) // 1000,
             sub_units=sub_units,
             identifier=key.identifier,
             action=image["a"]["S"] if "a" in image else None,

@@ -4,10 +4,12 @@ Partition key `pk` is `customer#meter`; sort keys and attributes:
 `day#<YYYY-MM-DD>` has `q` and `n` (sub-units and events of the day) and, for each hour that saw
 usage, `q00`..`q23` and `n00`..`n23`, and `counted_at`, its newest step; `action#<day>#<bucket>`
 and `user#<day>#<bucket>` have `q:<name>` and `n:<name>` for each name in that bucket, and a name
-may be in several buckets. `edge#<time>` is what lies before a period's start on its first day
-(`meterline.adapters.dynamodb_usage`).
+may be in several buckets. A day in which a period begins or ends at 09:23:41 has `n<092341` too
+(what is dated before it) and `n@092341` (what was counted when that was known), each with its
+`q`, and `action#<day>#<092341#<bucket>` for the names before it. `edge#<time>` is what lies
+before a period's start on its first day (`meterline.adapters.dynamodb_usage`).
 `split#<edge>` is how a period's edge cuts its hour (`meterline.domain.measuring`). A checkpoint
-is at pk `shard#<shard>`, sk `checkpoint`.
+is at pk `shard#<shard>`, sk `checkpoint`, that of a recount at `shard#recount#<customer>#<meter>`.
 
 An item costs two write units in a transaction however little of it changes, so names share one:
 on 1,000 records of 50 customers with 20 users each, a third of the units of an item per name.
@@ -17,29 +19,37 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from zlib import crc32
 
 from meterline.adapters.dynamodb_budgets import DynamoBudgets, count_action, slot_of
+from meterline.adapters.dynamodb_counted import DynamoCountedEvents, counted_item
 from meterline.adapters.dynamodb_counters import DynamoCounters
 from meterline.adapters.dynamodb_emissions import batch_item
 from meterline.adapters.dynamodb_wire import (
     DynamoWire,
+    Item,
     TransactionCanceledError,
     back_off_s,
+    read_many,
 )
 from meterline.adapters.partition_keys import partition_key
-from meterline.domain.authorizations import count_uses
+from meterline.domain.authorizations import Budget, count_uses
+from meterline.domain.periods import Period
 from meterline.domain.projection import (
     Ahead,
     Checkpoint,
+    Fence,
     Increment,
+    Pair,
     PendingEmission,
     ShareKey,
     TotalsStep,
+    name_recount,
+    read_recount,
 )
 from meterline.domain.times import format_time
 from meterline.errors import StorageError, StorageUnavailableError
@@ -54,6 +64,7 @@ _LONG_NAME = 40
 """A longer name has an item of its own."""
 _MAX_NAMES_OF_DAY = 4096
 """Of one customer's day; further ones have an item of their own."""
+_MAX_PERIODS_KNOWN = 100_000
 _MAX_NAMES_KNOWN = 200_000
 """Of all days that a process keeps in mind: about 100 MB where each is a customer's only one."""
 
@@ -61,39 +72,71 @@ _MAX_NAMES_KNOWN = 200_000
 class DynamoTotals(DynamoCounters):
     """Keeps `meterline.ports.Totals`, and what `DynamoCounters` keeps."""
 
-    def __init__(self, wire: DynamoWire, totals_table: str, emissions_table: str) -> None:
+    def __init__(
+        self,
+        wire: DynamoWire,
+        totals_table: str,
+        emissions_table: str,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         super().__init__(wire, totals_table)
+        self._now = now
         self._emissions_table = emissions_table
         self._buckets = _ShareBuckets()
         self._budgets = DynamoBudgets(wire, totals_table)
+        self._periods: dict[tuple[str, str], Period | None] = {}
+        self._counted = DynamoCountedEvents(wire, emissions_table)
 
     def checkpoint(self, shard: str) -> Checkpoint:
         """How far the shard is counted, read strongly consistently. One read unit."""
-        item = self._get(f"shard#{shard}", "checkpoint")
-        if item is None:
-            return Checkpoint()
-        return Checkpoint(
-            int(item["through"]["S"]) if "through" in item else None,
-            _read_pending(item["pending"]["S"]) if "pending" in item else None,
-            Ahead(*map(int, item["ahead"]["S"].split(":"))) if "ahead" in item else None,
-        )
+        return _read_checkpoint(self._get(f"shard#{shard}", "checkpoint") or {})
+
+    def fences(self, pairs: Iterable[Pair]) -> Mapping[Pair, Fence]:
+        """Where the recounts of these stand, read strongly consistently; one read unit each.
+
+        Where there was a recount, one or two queries more say what it counted.
+        """
+        found = {pair: Fence(Checkpoint()) for pair in pairs}
+        by_pk = {f"shard#{name_recount(*pair)}": pair for pair in found}
+        keys: list[Item] = [{"pk": {"S": pk}, "sk": {"S": "checkpoint"}} for pk in by_pk]
+        for item in read_many(self._wire, self._totals_table, keys, consistent=True):
+            pair, checkpoint = by_pk[item["pk"]["S"]], _read_checkpoint(item)
+            # Read after the checkpoint, so that a step which adds to it makes that one stale.
+            recounted = (
+                frozenset[str]()
+                if checkpoint.through is None
+                else self._counted.list_recounted(*pair)
+            )
+            found[pair] = Fence(checkpoint, recounted)
+        return found
 
     def apply(self, shard: str, expected: Checkpoint, step: TotalsStep) -> Checkpoint:
         """Count a step, make its batches and move the checkpoint, in one transaction.
 
+        `shard` may be that of a recount (`name_recount`), whose steps are found again by its name.
         Two write units per kilobyte of each item. Raises `CheckpointMovedError`, or
         `StorageUnavailableError` when other transactions were in the way for too long.
         """
-        now = datetime.now(UTC)
-        moved = Checkpoint(step.through, step.pending() or None, step.ahead)
-        # The checkpoint goes first, so that its reason is the first of a refused transaction.
-        actions: list[dict[str, Any]] = [{"Update": self._move(shard, expected, moved)}]
+        now = self._now()
+        moved = Checkpoint(step.through, step.pending() or None, step.ahead, expected.passed)
+        # Checkpoints go first, so that their reasons are the first of a refused transaction.
+        actions: list[dict[str, Any]] = [
+            {"Update": self._move(shard, expected, moved)},
+            *(
+                {"Update": self._pass_by(name_recount(*pair), place)}
+                for pair, place in step.fences.items()
+            ),
+        ]
+        checkpoints = len(actions)
         for day, hours in step.days.items():
             total = Increment(
                 sum(increment.sub_units for increment in hours.values()),
                 sum(increment.events for increment in hours.values()),
             )
             counters = {"": total} | {f"{hour:02d}": more for hour, more in hours.items()}
+            for mark, cut in step.cuts.get(day, {}).items():
+                counters |= {f"<{mark}": cut.before, f"@{mark}": cut.known}
             add = self._add(day.customer, day.meter, f"day#{day.day}", counters)
             # Readers say as of when their numbers are.
             add["Update"]["UpdateExpression"] = (
@@ -109,6 +152,13 @@ class DynamoTotals(DynamoCounters):
                 "ConditionExpression": "attribute_not_exists(pk)",
             }
             actions.append({"Put": put})
+        if step.unbatched:
+            recount_of = read_recount(shard)
+            put = {
+                "TableName": self._emissions_table,
+                "Item": counted_item(step.id, step.unbatched, now, recount_of=recount_of),
+            }
+            actions.append({"Put": put})
         for tries in range(1, _MAX_CONFLICTS + 1):
             buckets = self._buckets.fill(step.shares)
             shares = [self._add(*bucket, counters) for bucket, counters in buckets.items()]
@@ -118,8 +168,8 @@ class DynamoTotals(DynamoCounters):
                     "TransactWriteItems", {"TransactItems": [*actions, *shares, *budgets]}
                 )
             except TransactionCanceledError as error:
-                if error.reasons and error.reasons[0] == "ConditionalCheckFailed":
-                    raise CheckpointMovedError(f"the checkpoint of {shard} moved") from None
+                if "ConditionalCheckFailed" in error.reasons[:checkpoints]:
+                    raise CheckpointMovedError(f"a checkpoint of {shard} moved") from None
                 share_reasons = error.reasons[len(actions) :][: len(shares)]
                 if "ValidationError" in share_reasons:
                     # An item has at most 400 KB: no number of names may hold up the shard.
@@ -138,8 +188,25 @@ class DynamoTotals(DynamoCounters):
                 return moved
         raise StorageUnavailableError(f"{_MAX_CONFLICTS} transactions of {shard} met others")
 
+    def find_periods(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Period]:
+        """The periods of these budgets as last seen: once in a process, and with every step that
+        counts in one. A read unit for each that was never seen."""
+        wanted = list(pairs)
+        unseen = [pair for pair in wanted if pair not in self._periods]
+        if unseen:
+            self._get_budgets(unseen)
+        periods = {pair: self._periods.get(pair) for pair in wanted}
+        return {pair: period for pair, period in periods.items() if period is not None}
+
+    def _get_budgets(self, pairs: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], Budget]:
+        budgets = self._budgets.get_many(pairs)
+        if len(self._periods) > _MAX_PERIODS_KNOWN:
+            self._periods.clear()
+        self._periods |= {pair: budget.period for pair, budget in budgets.items()}
+        return budgets
+
     def _count_budgets(self, step: TotalsStep, now: datetime) -> list[dict[str, Any]]:
-        budgets = self._budgets.get_many(step.uses)
+        budgets = self._get_budgets(step.uses)
         newest_slot = slot_of(int(now.timestamp()))
         return [
             count_action(
@@ -185,14 +252,9 @@ class DynamoTotals(DynamoCounters):
         }
 
     def _move(self, shard: str, expected: Checkpoint, moved: Checkpoint) -> dict[str, Any]:
-        values = {":now": {"S": datetime.now(UTC).isoformat()}}
-        conditions, sets, removed = [], ["moved_at = :now"], []
-        for name, value in _write_place(expected).items():
-            if value is None:
-                conditions.append(f"attribute_not_exists({name})")
-            else:
-                conditions.append(f"{name} = :expected_{name}")
-                values[f":expected_{name}"] = {"S": value}
+        condition, values = _expect(expected)
+        values[":now"] = {"S": self._now().isoformat()}
+        sets, removed = ["moved_at = :now"], []
         pending = _write_pending(moved.pending) if moved.pending else None
         for name, value in (_write_place(moved) | {"pending": pending}).items():
             if value is None:
@@ -207,7 +269,18 @@ class DynamoTotals(DynamoCounters):
             "TableName": self._totals_table,
             "Key": {"pk": {"S": f"shard#{shard}"}, "sk": {"S": "checkpoint"}},
             "UpdateExpression": update,
-            "ConditionExpression": " AND ".join(conditions),
+            "ConditionExpression": condition,
+            "ExpressionAttributeValues": values,
+        }
+
+    def _pass_by(self, shard: str, expected: Checkpoint) -> dict[str, Any]:
+        condition, values = _expect(expected)
+        values[":passed"] = {"S": str(expected.pass_by().passed)}
+        return {
+            "TableName": self._totals_table,
+            "Key": {"pk": {"S": f"shard#{shard}"}, "sk": {"S": "checkpoint"}},
+            "UpdateExpression": "SET passed = :passed",
+            "ConditionExpression": condition,
             "ExpressionAttributeValues": values,
         }
 
@@ -273,7 +346,30 @@ def _write_place(checkpoint: Checkpoint) -> dict[str, str | None]:
     return {
         "through": None if checkpoint.through is None else str(checkpoint.through),
         "ahead": None if ahead is None else f"{ahead.lane}:{ahead.sequence}:{ahead.until}",
+        "passed": None if checkpoint.passed is None else str(checkpoint.passed),
     }
+
+
+def _expect(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
+    """The condition that a checkpoint still stands there, and its values."""
+    conditions = []
+    values: dict[str, Any] = {}
+    for name, value in _write_place(checkpoint).items():
+        if value is None:
+            conditions.append(f"attribute_not_exists({name})")
+        else:
+            conditions.append(f"{name} = :expected_{name}")
+            values[f":expected_{name}"] = {"S": value}
+    return " AND ".join(conditions), values
+
+
+def _read_checkpoint(item: Mapping[str, Any]) -> Checkpoint:
+    return Checkpoint(
+        int(item["through"]["S"]) if "through" in item else None,
+        _read_pending(item["pending"]["S"]) if "pending" in item else None,
+        Ahead(*map(int, item["ahead"]["S"].split(":"))) if "ahead" in item else None,
+        int(item["passed"]["S"]) if "passed" in item else None,
+    )
 
 
 def _write_pending(pending: PendingEmission) -> str:

@@ -10,12 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING
 from zlib import crc32
 
+from meterline.domain.cuts import list_cuts
 from meterline.domain.meters import Meter
-from meterline.domain.projection import Checkpoint, ProjectedEvent, TotalsStep, plan_steps
+from meterline.domain.periods import Period
+from meterline.domain.projection import (
+    Checkpoint,
+    ProjectedEvent,
+    TotalsStep,
+    find_late,
+    plan_steps,
+)
 from meterline.errors import StorageUnavailableError
 from meterline.ports import CheckpointMovedError, EmissionQueue, Totals
 
@@ -23,6 +32,9 @@ if TYPE_CHECKING:
     from meterline.services.watch_usage import Watch
 
 _MAX_LOST_RACES = 5
+
+FindPeriods = Callable[[Iterable[tuple[str, str]]], Mapping[tuple[str, str], Period]]
+"""The billing periods of customers and meters, as far as they are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +63,13 @@ class ProjectUsage:
         *,
         max_items: int,
         max_entries: int,
+        now: Callable[[], datetime],
         watch: Callable[[Iterable[tuple[str, str]]], Watch] | None = None,
+        find_periods: FindPeriods | None = None,
     ) -> None:
+        self._find_periods = find_periods
         self._watch = watch
+        self._now = now
         self._totals = totals
         self._queue = queue
         self._meters = meters
@@ -67,8 +83,12 @@ class ProjectUsage:
         then be delivered again, as a stream does.
         """
         counted = handed_over = 0
+        if self._find_periods is not None:
+            events = _mark_cuts(events, self._find_periods)
         for _ in range(_MAX_LOST_RACES):
             checkpoint = self._totals.checkpoint(shard)
+            late = find_late(events, int(self._now().timestamp()))
+            fences = self._totals.fences(late) if late else {}
             handed_over += self._hand_over(checkpoint)
             try:
                 for step in plan_steps(
@@ -78,13 +98,14 @@ class ProjectUsage:
                     max_items=self._max_items,
                     max_entries=self._max_entries,
                     checkpoint=checkpoint,
+                    fences=fences,
                 ):
                     checkpoint = self._totals.apply(shard, checkpoint, step)
                     counted += _count_events(step)
                     handed_over += self._hand_over(checkpoint)
             except CheckpointMovedError:
-                # Another delivery of these records was faster, or the answer to our own
-                # transaction was lost. The checkpoint knows which.
+                # Another delivery of these records or a recount of late ones was faster, or the
+                # answer to our own transaction was lost. The checkpoints know which.
                 continue
             if checkpoint.pending:
                 self._totals.clear_pending(shard, checkpoint)
@@ -108,6 +129,24 @@ class ProjectUsage:
         dues = list(checkpoint.pending.dues())
         self._queue.send(dues, renewal=checkpoint.pending.id)
         return len(dues)
+
+
+def _mark_cuts(
+    events: Sequence[ProjectedEvent], find_periods: FindPeriods
+) -> Sequence[ProjectedEvent]:
+    periods = find_periods({(event.customer, event.meter) for event in events})
+    cuts = {
+        (*pair, day): cut
+        for pair, period in periods.items()
+        for day, cut in list_cuts(period).items()
+    }
+    days = {(event.customer, event.meter, event.hour[:10]) for event in events}
+    if days.isdisjoint(cuts):
+        return events
+    return [
+        event._replace(cut=cuts.get((event.customer, event.meter, event.hour[:10])))
+        for event in events
+    ]
 
 
 def _name_step(shard: str, first_sequence: int) -> str:
