@@ -13,12 +13,14 @@ TYPED := layers/meterline/meterline layers/client/meterline_client infra functio
 ONCE ?=
 TRACE ?=
 PROFILE ?= staging
+MINUTES ?=
+RATE ?=
 PYTEST_ARGS ?=
 
 export SAM_CLI_TELEMETRY := 0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test check format bench deploy lock clean dynamodb-local axe-core
+.PHONY: help run test check format bench load deploy lock clean dynamodb-local axe-core
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 24
@@ -54,6 +56,9 @@ format: $(INSTALLED) ## Put the code into its form
 
 bench: $(INSTALLED) ## What an event costs, next to baselines of the same run
 	@$(BIN)/python -m tests.bench
+
+load: $(INSTALLED) ## The stack under load, and its books. MINUTES=10 RATE=events a second (else a ramp finds it)
+	@$(BIN)/python -m tests.load $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RATE),--rate $(RATE))
 
 deploy: $(INSTALLED) ## To AWS. PROFILE=staging or PROFILE=production, a section of samconfig.toml
 	$(BIN)/sam build --config-env $(PROFILE)

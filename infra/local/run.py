@@ -110,8 +110,8 @@ def run(*, once: bool, trace: Path | None, calls: int, seed: int) -> bool:
             stack = opened.enter_context(
                 LocalStack("run", stripe_url=account.url, stripe_key=account.key)
             )
-        wire = _open_wire(stack)
-        keys = _make_keys(DynamoAccounts(wire, stack.outputs["AccountsTable"]))
+        wire = open_wire(stack)
+        keys = make_keys(DynamoAccounts(wire, stack.outputs["AccountsTable"]))
         with console.status("Setting Stripe up: meters, product, prices, subscriptions"):
             webhook_url = _open_webhooks(stack, account)
             books = [
@@ -119,7 +119,13 @@ def run(*, once: bool, trace: Path | None, calls: int, seed: int) -> bool:
                 for customer, name in CUSTOMERS.items()
             ]
         for book in books:
-            _put_customer(stack, keys["admin"], book)
+            put_customer(
+                stack.api_url,
+                keys["admin"],
+                book.customer,
+                book.subscriber.billing_customer,
+                name=CUSTOMERS[book.customer],
+            )
             book.expect(reports)
         _write_endpoints(stack, account, keys, books, webhook_url)
         ledger = DynamoLedger(wire, stack.outputs["EventsTable"])
@@ -194,7 +200,8 @@ def _await_billed(
     )
 
 
-def _open_wire(stack: LocalStack) -> DynamoWire:
+def open_wire(stack: LocalStack) -> DynamoWire:
+    """The service's own way to DynamoDB, to this stack's tables."""
     environment = stack.environment()
     session = botocore.session.get_session()
     session.set_credentials(environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"])
@@ -202,7 +209,7 @@ def _open_wire(stack: LocalStack) -> DynamoWire:
     return DynamoWire(session, endpoint_url=stack.aws_url)
 
 
-def _make_keys(accounts: DynamoAccounts) -> dict[str, str]:
+def make_keys(accounts: DynamoAccounts) -> dict[str, str]:
     """An API key for each scope, by the scope's name."""
     keys = {}
     for scope in Scope:
@@ -213,20 +220,23 @@ def _make_keys(accounts: DynamoAccounts) -> dict[str, str]:
     return keys
 
 
-def _put_customer(stack: LocalStack, admin_key: str, book: Book) -> None:
+def put_customer(
+    api_url: str, admin_key: str, customer: str, billing_customer: str, *, name: str
+) -> None:
+    """`PUT /v1/customers/{id}`. Raises `ReplayFailedError`."""
     answer = httpx.put(
-        f"{stack.api_url}/v1/customers/{book.customer}",
+        f"{api_url}/v1/customers/{customer}",
         json={
-            "name": CUSTOMERS[book.customer],
-            "email": f"billing@{book.customer}.example",
+            "name": name,
+            "email": f"billing@{customer}.example",
             "plan": PLAN,
-            "billing_customer": book.subscriber.billing_customer,
+            "billing_customer": billing_customer,
         },
         headers={"Authorization": f"Bearer {admin_key}"},
         timeout=30,
     )
     if answer.status_code != 200:
-        raise ReplayFailedError(f"PUT customer {book.customer}: {answer.text}")
+        raise ReplayFailedError(f"PUT customer {customer}: {answer.text}")
 
 
 def _open_webhooks(stack: LocalStack, account: StripeAccount) -> str:

@@ -184,8 +184,8 @@ def open_account() -> Iterator[StripeAccount]:
     """Stripe's test mode when `STRIPE_API_KEY` is set, else a local Stripe of our own."""
     key = os.environ.get("STRIPE_API_KEY", "")
     if not key:
-        with _local_stripe() as url:
-            yield StripeAccount(url, _LOCAL_KEY)
+        with open_local_account() as account:
+            yield account
     elif key.startswith(("sk_test_", "rk_test_")):
         yield StripeAccount("", key)
     else:
@@ -193,7 +193,8 @@ def open_account() -> Iterator[StripeAccount]:
 
 
 @contextmanager
-def _local_stripe() -> Iterator[str]:
+def open_local_account() -> Iterator[StripeAccount]:
+    """A local Stripe of our own."""
     LOCAL.mkdir(exist_ok=True)
     ready = LOCAL / f"stripe-{os.getpid()}.json"
     log = LOCAL / "stripe.log"
@@ -211,7 +212,7 @@ def _local_stripe() -> Iterator[str]:
             start_new_session=True,
         )
     try:
-        yield _read_url(server, ready, log)
+        yield StripeAccount(_read_url(server, ready, log), _LOCAL_KEY)
     finally:
         server.terminate()
         server.wait(10)
