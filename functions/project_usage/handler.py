@@ -35,6 +35,7 @@ def lambda_handler(event: dict[str, Any], _context: LambdaContext) -> dict[str, 
             watch = projection.watch
             metrics.add_metric("ThresholdsCrossed", MetricUnit.Count, watch.crossed)
             metrics.add_metric("CustomersFrozen", MetricUnit.Count, len(watch.frozen))
+            metrics.add_metric("BudgetsLeftToScan", MetricUnit.Count, watch.left)
             for customer in (*watch.frozen, *watch.suspected):
                 logger.warning("the breaker tripped", customer=customer)
         if projection.watch_failure is not None:

@@ -7,7 +7,7 @@ Imports are inside the builders, so that no function loads what only another one
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,9 +59,11 @@ if TYPE_CHECKING:
     from meterline.services.unfreeze_customer import UnfreezeCustomer
     from meterline.services.view_dashboard import ViewDashboard
     from meterline.services.watch_breakers import WatchBreakers
-    from meterline.services.watch_usage import WatchUsage
+    from meterline.services.watch_usage import Watch, WatchUsage
 
 Environment = Mapping[str, str]
+_WATCH_S = 2.0
+"""What watching may take of a stream's delivery; one answer that does not come may add to it."""
 
 if "AWS_ENDPOINT_URL" not in os.environ:
     # Every function needs it, and the imports of its builder take just as long.
@@ -175,7 +177,7 @@ def project_usage(environment: Environment) -> ProjectUsage:
 
     from meterline.adapters.dynamodb_emissions import MAX_ENTRIES
     from meterline.adapters.dynamodb_totals import MAX_STEP_ITEMS, DynamoTotals
-    from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.adapters.dynamodb_wire import DynamoWire, TimedWire
     from meterline.adapters.sqs_emission_queue import SqsEmissionQueue
     from meterline.catalog import load_meters
     from meterline.services.project_usage import ProjectUsage
@@ -186,7 +188,13 @@ def project_usage(environment: Environment) -> ProjectUsage:
         wire, require(environment, "TOTALS_TABLE"), require(environment, "EMISSIONS_TABLE")
     )
     queue = SqsEmissionQueue(require(environment, "EMISSIONS_QUEUE_URL"), session=session)
-    watch_usage = _watch_usage(environment, wire)
+    timed = TimedWire(session, timeout_s=1.0)
+    watch_in_time = _watch_usage(environment, timed, timed.has_time)
+
+    def watch_usage(pairs: Iterable[tuple[str, str]], now: datetime) -> Watch:
+        timed.begin(_WATCH_S)
+        return watch_in_time(pairs, now)
+
     return ProjectUsage(
         totals,
         queue,
@@ -198,7 +206,9 @@ def project_usage(environment: Environment) -> ProjectUsage:
     )
 
 
-def _watch_usage(environment: Environment, wire: DynamoWire) -> WatchUsage:
+def _watch_usage(
+    environment: Environment, wire: DynamoWire, has_time: Callable[[], bool] = lambda: True
+) -> WatchUsage:
     """The watch over budgets, for the stream and for the scan."""
     from meterline.adapters.dynamodb_budgets import DynamoBudgets
     from meterline.adapters.dynamodb_catalog import DynamoPlans
@@ -232,6 +242,7 @@ def _watch_usage(environment: Environment, wire: DynamoWire) -> WatchUsage:
             DynamoCounters(wire, totals_table),
             DynamoLedger(wire, require(environment, "EVENTS_TABLE")),
         ),
+        has_time,
     )
 
 

@@ -143,6 +143,33 @@ class DynamoWire:
         )
 
 
+class TimedWire(DynamoWire):
+    """A wire whose calls share the seconds that `begin` gives them.
+
+    What begins within them may take one timeout longer; what begins later is
+    `StorageUnavailableError`.
+    """
+
+    _ends_at_s = -math.inf
+
+    def begin(self, seconds: float) -> None:
+        """From now on there are so many seconds."""
+        self._ends_at_s = time.monotonic() + seconds
+
+    def has_time(self) -> bool:
+        """Whether a call may still begin."""
+        return time.monotonic() < self._ends_at_s
+
+    def call(
+        self, operation: str, request: Mapping[str, Any], *, deadline_s: float = math.inf
+    ) -> dict[str, Any]:
+        """As of any wire, within the time that is left."""
+        left_s = self._ends_at_s - time.monotonic()
+        if left_s <= 0:
+            raise StorageUnavailableError(f"{operation}: the time for it is up")
+        return super().call(operation, request, deadline_s=min(deadline_s, left_s))
+
+
 def query_pages(
     wire: DynamoWire, request: Mapping[str, Any], limit: int | None = None
 ) -> Iterator[Mapping[str, Any]]:

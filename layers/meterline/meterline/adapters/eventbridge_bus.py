@@ -51,10 +51,11 @@ class EventBridgeBus:
 
             self._client = boto3.client(
                 "events",
+                # One try: what fails is published by the next scan.
                 config=Config(
                     connect_timeout=1,
-                    read_timeout=3,
-                    retries={"mode": "standard", "max_attempts": 3},
+                    read_timeout=2,
+                    retries={"mode": "standard", "total_max_attempts": 1},
                 ),
             )
         return self._client

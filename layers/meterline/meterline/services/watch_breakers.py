@@ -53,7 +53,7 @@ class WatchBreakers:
         for notification in self._guardrails.list_open():
             if notification.at <= now - PATIENCE:
                 before = scan.watch.unpublished
-                self._watch_usage.publish(notification, scan.watch)
+                self._watch_usage.publish(notification, now, scan.watch)
                 scan.published += scan.watch.unpublished == before
         for pairs in self._list_pairs():
             if not has_time():

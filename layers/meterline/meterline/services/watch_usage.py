@@ -1,13 +1,13 @@
 """Watch what was just counted: begin periods, tell of limits that were crossed, stop runaways.
 
 It runs after every delivery of the ledger's stream, so within seconds of the usage, and again from
-a schedule for what a crash left out. Whatever it finds it may find again: freezes and notifications
-are written once.
+a schedule for what a crash left out or what there was no time for: counting must not wait for it.
+Whatever it finds it may find again: freezes and notifications are written once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 
@@ -33,6 +33,7 @@ from meterline.domain.thresholds import (
     list_thresholds,
 )
 from meterline.domain.times import format_time
+from meterline.errors import StorageUnavailableError
 from meterline.ports import (
     Budgets,
     Controls,
@@ -47,6 +48,8 @@ from meterline.services.authorize_usage import Measure, NoTermsError, Terms, fin
 STANDING_LIFE = timedelta(seconds=30)
 """How long a limit that was changed may still warn as it was. It stops at once all the same:
 authorizations read it every time."""
+BUS_REST = timedelta(seconds=30)
+"""How long a bus that failed is left alone: each try at one that hangs takes seconds."""
 _CACHE_SIZE = 10_000
 Pair = tuple[str, str]
 
@@ -60,6 +63,8 @@ class Watch:
     crossed: int = 0
     unpublished: int = 0
     """Notifications that the bus did not take: a scan publishes them."""
+    left: int = 0
+    """Budgets that there was no time for: a scan looks at them."""
 
 
 class WatchUsage:
@@ -76,6 +81,7 @@ class WatchUsage:
         meters: Mapping[str, Meter],
         rule: BreakerRule,
         measure: Measure,
+        has_time: Callable[[], bool] = lambda: True,
     ) -> None:
         self._budgets = budgets
         self._controls = controls
@@ -86,16 +92,33 @@ class WatchUsage:
         self._meters = meters
         self._rule = rule
         self._measure = measure
+        self._has_time = has_time
+        self._bus_rests_until: datetime | None = None
         self._standings: dict[str, tuple[datetime, Standing | None]] = {}
         self._past: dict[tuple[str, str, datetime], Sequence[int]] = {}
         self._days: dict[tuple[str, str, date], Sequence[DayUse]] = {}
         self._told: set[tuple[str, str]] = set()
 
     def __call__(self, pairs: Iterable[Pair], now: datetime) -> Watch:
-        """Look at the budgets of these customers and meters. Raises `StorageUnavailableError`."""
+        """Look at the budgets of these customers and meters while there is time.
+
+        Those that go fastest come first: a runaway is not missed for want of time. Raises
+        `StorageUnavailableError` when they cannot even be read.
+        """
         watch = Watch()
-        for pair, budget in self._budgets.get_many(list(pairs)).items():
-            self.look(*pair, budget, now, watch)
+        now_s = int(now.timestamp())
+        budgets = self._budgets.get_many(list(pairs))
+        for pair in sorted(
+            budgets, key=lambda each: sum_last_hour(budgets[each].pace, now_s), reverse=True
+        ):
+            if self._has_time():
+                try:
+                    self.look(*pair, budgets[pair], now, watch)
+                    continue
+                except StorageUnavailableError:
+                    if self._has_time():
+                        raise
+            watch.left += 1
         return watch
 
     def look(self, customer: str, meter: str, budget: Budget, now: datetime, watch: Watch) -> None:
@@ -118,18 +141,20 @@ class WatchUsage:
         for threshold in find_crossed(self._thresholds(standing, terms, used), used):
             self._tell_crossing(customer, standing, terms, threshold, used, now, watch)
 
-    def publish(self, notification: Notification, watch: Watch) -> None:
+    def publish(self, notification: Notification, now: datetime, watch: Watch) -> None:
         """Put a notification that is kept onto the bus; when that fails, a scan does it.
 
-        After a first failure the others are left to the scan as well: each try takes seconds, and
-        a delivery of the stream must not wait for a bus that is down.
+        After a failure the next ones are left to the scan as well: a delivery of the stream must
+        not wait for a bus that is down.
         """
-        if watch.unpublished:
+        is_resting = self._bus_rests_until is not None and now < self._bus_rests_until
+        if is_resting or not self._has_time():
             watch.unpublished += 1
             return
         try:
             self._bus.publish(notification)
         except NotPublishedError:
+            self._bus_rests_until = now + BUS_REST
             watch.unpublished += 1
         else:
             self._guardrails.mark_published(notification)
@@ -161,7 +186,7 @@ class WatchUsage:
             )
             if self._guardrails.record(suspicion):
                 watch.suspected.append(customer)
-                self.publish(suspicion, watch)
+                self.publish(suspicion, now, watch)
             return
         freeze = Freeze(
             now,
@@ -179,7 +204,7 @@ class WatchUsage:
         )
         if self._guardrails.freeze(customer, freeze, frozen):
             watch.frozen.append(customer)
-            self.publish(frozen, watch)
+            self.publish(frozen, now, watch)
 
     def _describe(
         self, customer: str, meter: str, budget: Budget, trip: Trip, now: datetime
@@ -283,7 +308,7 @@ class WatchUsage:
         )
         if self._guardrails.record(notification):
             watch.crossed += 1
-            self.publish(notification, watch)
+            self.publish(notification, now, watch)
         if len(self._told) >= _CACHE_SIZE:
             self._told.clear()
         self._told.add(crossing)

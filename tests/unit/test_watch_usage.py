@@ -1,0 +1,101 @@
+"""The watch after a delivery: it never holds metering up, and what it left the scan finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+
+import pytest
+
+from meterline.domain.limits import Limits, QuantityLimit
+from meterline.domain.notifications import Happening
+from meterline.errors import StorageUnavailableError
+from tests.guardrail_fakes import NOW, Guarded, Pair
+
+BUDGET_S = 2.0
+
+
+class Stopwatch:
+    """A clock that only what is slow moves on."""
+
+    def __init__(self) -> None:
+        self.elapsed_s = 0.0
+
+    def has_time(self) -> bool:
+        return self.elapsed_s < BUDGET_S
+
+    def take(self, seconds: float) -> Callable[[], None]:
+        """What takes so long."""
+
+        def pass_time() -> None:
+            self.elapsed_s += seconds
+
+        return pass_time
+
+
+def make_crossings(count: int) -> tuple[Guarded, list[Pair]]:
+    """So many customers, each over the level at which it wants to be warned."""
+    guarded = Guarded()
+    customers = [f"customer-{number}" for number in range(count)]
+    for customer in customers:
+        guarded.make(customer, Limits(QuantityLimit(Decimal(10))))
+        guarded.use(customer, "20")
+    return guarded, [(customer, "credits") for customer in customers]
+
+
+def test_a_bus_that_hangs_costs_one_try_and_no_more_for_half_a_minute() -> None:
+    guarded, pairs = make_crossings(50)
+    clock = Stopwatch()
+    guarded.bus.is_down = True
+    guarded.bus.before_publish = clock.take(3.0)
+    watch = guarded.watch_usage(pairs, NOW)
+    assert (guarded.bus.tries, clock.elapsed_s) == (1, 3.0)
+    assert (watch.crossed, watch.unpublished, watch.left) == (50, 50, 0)
+    assert len(guarded.guardrails.list_open()) == 50, "kept for the scan"
+
+
+def test_when_the_time_is_up_the_rest_is_left_to_the_scan() -> None:
+    guarded, pairs = make_crossings(50)
+    clock = Stopwatch()
+    guarded.has_time = clock.has_time
+    guarded.bus.before_publish = clock.take(0.5)
+    watch = guarded.watch_usage(pairs, NOW)
+    assert (guarded.bus.tries, clock.elapsed_s) == (4, BUDGET_S)
+    assert (watch.crossed, watch.left) == (4, 46)
+    # With time again, as the scan has it, all of them are told, and those of before not again.
+    guarded.has_time = lambda: True
+    assert guarded.watch_usage(pairs, NOW).crossed == 46
+    assert len(guarded.bus.published) == 50
+
+
+def test_a_runaway_is_looked_at_first_however_many_others_there_are() -> None:
+    guarded, pairs = make_crossings(50)
+    guarded.make("runaway")
+    guarded.use("runaway", "1000")
+    clock = Stopwatch()
+    guarded.has_time = clock.has_time
+    guarded.bus.before_publish = clock.take(BUDGET_S)
+    watch = guarded.watch_usage([*pairs, ("runaway", "credits")], NOW)
+    assert watch.frozen == ["runaway"]
+    assert guarded.bus.published[0].happening is Happening.CUSTOMER_FROZEN
+
+
+def test_a_table_that_answers_too_late_is_left_to_the_scan_and_one_that_fails_is_told() -> None:
+    guarded, pairs = make_crossings(3)
+    clock = Stopwatch()
+    guarded.has_time = clock.has_time
+
+    def fail() -> None:
+        raise StorageUnavailableError("no answer")
+
+    def fail_late() -> None:
+        clock.elapsed_s = BUDGET_S
+        fail()
+
+    guarded.guardrails.before_record = fail_late
+    watch = guarded.watch_usage(pairs, NOW)
+    assert (watch.crossed, watch.left) == (0, 3)
+    clock.elapsed_s = 0.0
+    guarded.guardrails.before_record = fail
+    with pytest.raises(StorageUnavailableError):
+        guarded.watch_usage(pairs, NOW)
