@@ -10,6 +10,7 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from meterline.bootstrap import emit_usage as build_emit_usage
+from meterline.failures import list_places
 from meterline.schemas.emission import read_deliveries
 
 logger = Logger()
@@ -37,5 +38,7 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, A
     for (group, kind, code), count in report.lapses.items():
         logger.warning("not billed", group=group, kind=kind, code=code, events=count)
     for group, failure in report.failures:
-        logger.error("group failed", group=group, exc_info=failure)
+        logger.error(
+            "group failed", group=group, error=type(failure).__name__, places=list_places(failure)
+        )
     return {"batchItemFailures": [{"itemIdentifier": back.id} for back in report.handed_back]}
