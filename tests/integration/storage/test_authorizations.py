@@ -17,7 +17,7 @@ from meterline.adapters.dynamodb_catalog import DynamoPlans
 from meterline.adapters.dynamodb_controls import DynamoControls
 from meterline.adapters.dynamodb_emissions import MAX_ENTRIES
 from meterline.adapters.dynamodb_overviews import DynamoOverviews
-from meterline.adapters.dynamodb_totals import MAX_STEP_ITEMS
+from meterline.adapters.dynamodb_totals import MAX_STEP_ITEMS, DynamoTotals
 from meterline.adapters.dynamodb_wire import DynamoWire
 from meterline.catalog import load_meters
 from meterline.domain.authorizations import AuthorizationId
@@ -52,7 +52,8 @@ class World:
         self.customer = customer
         self.wire = store.wire(pool_size=32)
         self.budgets = DynamoBudgets(self.wire, store.tables.totals)
-        self.totals = store.totals(self.wire)
+        tables = store.tables
+        self.totals = DynamoTotals(self.wire, tables.totals, tables.emissions, now=lambda: NOW)
         self.authorize_usage = build_authorize_usage(store, self.wire)
         store.accounts(self.wire).put_customer(customer, {"name": "Acme", "plan": "pro"}, NOW)
         self.overviews = DynamoOverviews(self.wire, store.tables.accounts)
