@@ -20,7 +20,7 @@ PYTEST_ARGS ?=
 export SAM_CLI_TELEMETRY := 0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test check format bench load deploy lock clean dynamodb-local axe-core
+.PHONY: help run test check format openapi bench load deploy lock clean dynamodb-local axe-core
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 24
@@ -53,6 +53,9 @@ check: $(INSTALLED) ## Format, lint, types, templates and their rules
 format: $(INSTALLED) ## Put the code into its form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+openapi: $(INSTALLED) ## functions/serve_openapi/openapi.json, after a change of the API
+	@$(BIN)/python -m infra.openapi_file
 
 bench: $(INSTALLED) ## What an event costs, next to baselines of the same run
 	@$(BIN)/python -m tests.bench
