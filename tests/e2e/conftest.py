@@ -7,7 +7,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,12 +27,53 @@ STRIPE_KEY = "sk_test_local"
 _START_TIMEOUT_S = 60.0
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies here, so that `-m e2e` and `-m "not e2e"` tell it apart."""
-    here = Path(__file__).parent
+HERE = Path(__file__).parent
+LOOK_BACK = ["test_confidential.py", "test_permissions.py"]
+"""What looks at all that ran before, and so comes last."""
+_left_out = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Nothing is left out yet."""
+    config.stash[_left_out] = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what lies here, for `-m e2e` and `-m "not e2e"`; what looks back comes last."""
+    ours = [item for item in items if item.path.is_relative_to(HERE)]
+    for item in ours:
+        item.add_marker(pytest.mark.e2e)
+    files = {item.path for item in ours}
+    config.stash[_left_out] += [each.name for each in HERE.glob("test_*.py") if each not in files]
+    config.stash[_left_out] += [argument for argument in config.args if "::" in argument]
+    ours.sort(key=lambda item: item.path.name in LOOK_BACK)
+    places = iter(ours)
+    items[:] = [next(places) if item.path.is_relative_to(HERE) else item for item in items]
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Remember tests of this folder that an option left out."""
     for item in items:
-        if item.path.is_relative_to(here):
-            item.add_marker(pytest.mark.e2e)
+        if item.path.is_relative_to(HERE):
+            item.config.stash[_left_out].append(item.nodeid)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember tests of this folder that did not do what they are there for."""
+    report = yield
+    if not report.passed:
+        item.config.stash[_left_out].append(f"{item.nodeid} {report.outcome}")
+    return report
+
+
+@pytest.fixture
+def left_out(request: pytest.FixtureRequest) -> list[str]:
+    """What of this folder did not run, or not to its end; empty in a whole run."""
+    return request.config.stash[_left_out]
 
 
 @dataclass(frozen=True, slots=True)
