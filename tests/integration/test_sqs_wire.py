@@ -13,6 +13,7 @@ from moto.server import ThreadedMotoServer
 from meterline.adapters.sqs_comparisons import SqsComparisons
 from meterline.adapters.sqs_emission_queue import SqsDeadLetters, SqsEmissionQueue
 from meterline.adapters.sqs_notices import SqsNotices
+from meterline.adapters.sqs_parked import SqsParked
 from meterline.adapters.sqs_wire import SqsWire
 from meterline.domain.emission import BatchDue
 from meterline.domain.webhooks import Notice
@@ -83,3 +84,18 @@ def test_a_queue_that_is_not_there_or_does_not_answer_is_unavailable(url: str) -
         wire.send_message(QueueUrl=f"{url}/123456789012/nowhere", MessageBody="{}")
     with pytest.raises(StorageUnavailableError, match="SendMessage"):
         SqsWire("http://127.0.0.1:9/1/q").send_message(QueueUrl="q", MessageBody="{}")
+
+
+def test_what_is_parked_is_seen_removed_or_given_back(url: str) -> None:
+    queue = Queue(url, "parked.fifo")
+    SqsEmissionQueue(queue.url, session=Session()).send(
+        [BatchDue("acme", "credits", "b1"), BatchDue("acme", "credits", "b2")]
+    )
+    parked = SqsParked(queue.url, SqsWire(queue.url))
+    with parked.look() as messages:
+        assert {message.due for message in messages} == {
+            BatchDue("acme", "credits", "b1"),
+            BatchDue("acme", "credits", "b2"),
+        }
+        parked.remove(messages[0])
+    assert parked.parked() == {messages[1].due}

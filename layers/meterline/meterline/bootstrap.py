@@ -583,7 +583,7 @@ def compare_usage(environment: Environment) -> CompareUsage:
 
 def reconcile_usage(environment: Environment) -> tuple[ReconcileCustomers, RunCursor]:
     """What `reconcile_usage` is made of."""
-    import boto3
+    from botocore.session import get_session
 
     from meterline.adapters.dynamodb_accounts import DynamoAccounts
     from meterline.adapters.dynamodb_books import DynamoRunCursor
@@ -591,11 +591,13 @@ def reconcile_usage(environment: Environment) -> tuple[ReconcileCustomers, RunCu
     from meterline.adapters.sqs_emission import SqsEmissionInbox
     from meterline.adapters.sqs_emission_queue import SqsEmissionQueue
     from meterline.adapters.sqs_parked import SqsParked
+    from meterline.adapters.sqs_wire import SqsWire
     from meterline.adapters.stripe_usage import StripeUsage
     from meterline.catalog import load_meters
     from meterline.services.reconcile_customers import ReconcileCustomers
 
-    wire = DynamoWire(pool_size=16)
+    session = get_session()
+    wire = DynamoWire(session, pool_size=16)
     accounts = DynamoAccounts(wire, require(environment, "ACCOUNTS_TABLE"))
     queue_url = require(environment, "EMISSIONS_QUEUE_URL")
     dead_url = require(environment, "EMISSIONS_DLQ_URL")
@@ -607,8 +609,8 @@ def reconcile_usage(environment: Environment) -> tuple[ReconcileCustomers, RunCu
         emissions_table=require(environment, "EMISSIONS_TABLE"),
         books_table=require(environment, "BOOKS_TABLE"),
         billed=billed,
-        parked=SqsParked(dead_url, boto3.client("sqs")),
-        queue=SqsEmissionQueue(queue_url),
+        parked=SqsParked(dead_url, SqsWire(dead_url, session)),
+        queue=SqsEmissionQueue(queue_url, session=session),
         inbox=SqsEmissionInbox(queue_url, dead_url),
     )
     return (

@@ -5,8 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from meterline.domain.customers import Customer
@@ -20,12 +18,7 @@ class SesSender:
 
     def __init__(self, sender: str, client: Any = None) -> None:
         self._sender = sender
-        self._client = client or boto3.client(
-            "sesv2",
-            config=Config(
-                connect_timeout=2, read_timeout=10, retries={"mode": "standard", "max_attempts": 2}
-            ),
-        )
+        self._client = client
 
     def send(
         self,
@@ -38,6 +31,8 @@ class SesSender:
         if customer is None or customer.email is None:
             return "the customer has no email address"
         assert message is not None
+        if self._client is None:
+            self._client = _make_client()
         try:
             self._client.send_email(
                 FromEmailAddress=self._sender,
@@ -56,3 +51,16 @@ class SesSender:
         except BotoCoreError as error:
             raise DeliveryFailedError(f"SES: {type(error).__name__}") from None
         return None
+
+
+def _make_client() -> Any:
+    # Imported late: much of what is told goes to the platform's own channels, and to no mailbox.
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "sesv2",
+        config=Config(
+            connect_timeout=2, read_timeout=10, retries={"mode": "standard", "max_attempts": 2}
+        ),
+    )

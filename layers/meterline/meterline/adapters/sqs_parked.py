@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import ValidationError
 
+from meterline.adapters.sqs_wire import SqsWire
 from meterline.domain.emission import BatchDue, EmissionDue
 from meterline.errors import StorageUnavailableError
 from meterline.schemas.emission import decode_due, read_reason
@@ -41,7 +42,7 @@ class ParkedMessage:
 class SqsParked:
     """Keeps `meterline.ports.ParkedBatches`. Raises StorageUnavailableError."""
 
-    def __init__(self, queue_url: str, client: SQSClient) -> None:
+    def __init__(self, queue_url: str, client: SQSClient | SqsWire) -> None:
         self._queue_url = queue_url
         self._client = client
 
@@ -80,7 +81,7 @@ class SqsParked:
             self._client.change_message_visibility(
                 QueueUrl=self._queue_url, ReceiptHandle=message.receipt, VisibilityTimeout=0
             )
-        except ClientError:
+        except (ClientError, StorageUnavailableError):
             return
 
     def _receive(self) -> list[ParkedMessage]:

@@ -1,4 +1,4 @@
-"""What functions send to SQS, without boto3: its client is the longest part of a cold start."""
+"""SQS without boto3, whose client is the longest part of a cold start."""
 
 from __future__ import annotations
 
@@ -38,6 +38,18 @@ class SqsWire:
     def send_message_batch(self, **request: Any) -> Any:
         """Send up to ten; an answer that was lost may make each of them two."""
         return self._call("SendMessageBatch", request)
+
+    def receive_message(self, **request: Any) -> Any:
+        """Receive up to ten."""
+        return self._call("ReceiveMessage", request)
+
+    def delete_message(self, **request: Any) -> Any:
+        """Delete one."""
+        return self._call("DeleteMessage", request)
+
+    def change_message_visibility(self, **request: Any) -> Any:
+        """Change when one is seen again."""
+        return self._call("ChangeMessageVisibility", request)
 
     def _call(self, operation: str, request: dict[str, Any]) -> Any:
         try:
