@@ -1,7 +1,9 @@
 """A look at a dashboard with ever more events behind it: `python -m tests.bench.dashboard_load`.
 
 Counters and the ledger's entries around the period's start are written straight into DynamoDB
-Local, as many as a customer of that size would have. Read units are DynamoDB Local's own; the time
+Local, as many as a customer of that size would have, and as `project_usage` counts them in a period
+that it knows of. Where it did not, as when a plan is changed within a day, the first look reads
+that day's events: this is measured too. Read units are DynamoDB Local's own; the time
 is of the deployed function under the Lambda runtime emulator, invocation and all, when it is warm.
 """
 
@@ -12,6 +14,7 @@ import json
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -33,6 +36,7 @@ from meterline.adapters.dynamodb_wire import DynamoWire
 from meterline.catalog import load_meters
 from meterline.domain.api_keys import ApiKey, Scope, hash_key
 from meterline.domain.customers import Role, User
+from meterline.domain.cuts import mark_cut
 from meterline.domain.periods import Interval, Period
 from meterline.domain.subscriptions import Subscription
 from meterline.domain.usage import EventKey, LedgerEntry
@@ -62,9 +66,11 @@ _AWS = {
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One size: read units of the first look and of later ones, and what a warm call takes."""
+    """One size: read units of looks, and what they take."""
 
     events: int
+    unknown_units: float
+    """Of the first look at a period that was not known when its first day was counted."""
     first_units: float
     units: float
     first_ms: float
@@ -125,24 +131,29 @@ def _measure_size(url: str, tables: Mapping[str, str], port: int, size: int, now
         load_meters(),
         _NoComparisons(),
     )
-    show(name_customer(size), now)  # The catalog is read once a minute.
+    show(name_customer(SIZES[0]), now)  # The catalog is read once a minute.
     wire.units = 0.0
     report = show(name_customer(size), now)
-    units = wire.units
+    first_units, wire.units = wire.units, 0.0
     # Around 19 days of it; what lies before the period's start is taken off to the event.
     assert 0.9 * size < report.events < 1.1 * size, report.events
-    boto3.client("dynamodb", endpoint_url=url, region_name="us-east-1").delete_item(
+    assert show(name_customer(size), now).events == report.events
+    units, wire.units = wire.units, 0.0
+    start = report.period.start
+    boto3.client("dynamodb", endpoint_url=url, region_name="us-east-1").update_item(
         TableName=tables["TOTALS_TABLE"],
         Key={
             "pk": {"S": f"{name_customer(size)}#credits"},
-            "sk": {"S": f"edge#{report.period.start:%Y-%m-%dT%H:%M:%S.000Z}"},
+            "sk": {"S": f"day#{start:%Y-%m-%d}"},
         },
+        UpdateExpression="REMOVE #known",
+        ExpressionAttributeNames={"#known": f"n@{mark_cut(start)}"},
     )
-    wire.units = 0.0
     assert show(name_customer(size), now).events == report.events
     return Load(
         size,
         wire.units,
+        first_units,
         units,
         first_ms,
         median(times),
@@ -206,10 +217,13 @@ def seed(dynamodb: Any, tables: Mapping[str, str], size: int, now: datetime) -> 
         UpdateExpression="REMOVE billing_customer",
     )
     an_hour = max(1, size // (_PERIOD_DAYS * 24))
+    entries = list(_list_entries(customer, start, an_hour))
     for back in range(_HISTORY_DAYS):
         day = now - timedelta(days=back)
-        _put(dynamodb, tables["TOTALS_TABLE"], _write_day(customer, day, an_hour))
-    entries = list(_list_entries(customer, start, an_hour))
+        items = _write_day(customer, day, an_hour)
+        if day.date() == start.date():
+            _cut_day(items, start, [entry for entry in entries if entry.at < start], an_hour)
+        _put(dynamodb, tables["TOTALS_TABLE"], items)
     _put(dynamodb, tables["EVENTS_TABLE"], [write_item(entry, "AA==") for entry in entries])
 
 
@@ -252,6 +266,24 @@ def _write_day(customer: str, day: datetime, an_hour: int) -> list[dict[str, Any
                 item |= _count(f":{kind}-{place}", events // names)
             items.append(item)
     return items
+
+
+def _cut_day(
+    items: list[dict[str, Any]], start: datetime, before: Sequence[LedgerEntry], an_hour: int
+) -> None:
+    """Count the day as it is where the period's start is known."""
+    mark = mark_cut(start)
+    whole, *shares = items
+    whole |= _count(f"<{mark}", len(before)) | _count(f"@{mark}", an_hour * 24)
+    named = Counter(name for entry in before for name in (entry.action, entry.user))
+    for item in shares:
+        day, _, bucket = item["sk"]["S"].rpartition("#")
+        part = {"pk": item["pk"], "sk": {"S": f"{day}#<{mark}#{bucket}"}}
+        for attribute in [each for each in item if each.startswith("n:")]:
+            name, events = attribute[2:], int(item[attribute]["N"])
+            part.update(_count(f":{name}", named[name]))
+            item.update(_count(f":{name}", max(events - named[name], 0)))
+        items.append(part)
 
 
 def _count(suffix: str, events: int) -> dict[str, Any]:
@@ -317,10 +349,11 @@ def load_rows(loads: Sequence[Load]) -> list[Row]:
                 f"dashboard JSON, {load.events:,} events, reads",
                 load.units,
                 "read units",
-                baseline=f"first look of a period {load.first_units:,.0f}",
-                ratio=f"{load.units / least:.2f}",
+                baseline=f"first look of a period {load.first_units:,.1f}, "
+                f"of one not known {load.unknown_units:,.0f}",
+                ratio=f"{max(load.units, load.first_units) / least:.2f}",
                 target="flat",
-                met=load.units <= 1.1 * least,
+                met=max(load.units, load.first_units) <= 1.1 * least,
             )
         )
     return rows
@@ -331,7 +364,8 @@ def main() -> None:
     if not is_installed():
         raise SystemExit("Needs DynamoDB Local: install Java and run `make dynamodb-local`.")
     table = Table(title=f"One look, {USERS} users and {ACTIONS} actions a day")
-    for heading in ("events", "read units", "warm ms", "p95 ms", "first: units", "first: ms"):
+    headings = ("read units", "warm ms", "p95 ms", "first: units", "first: ms", "not known: units")
+    for heading in ("events", *headings):
         table.add_column(heading, justify="right")
     for load in measure():
         table.add_row(
@@ -341,6 +375,7 @@ def main() -> None:
             f"{load.slow_ms:.1f}",
             f"{load.first_units:,.1f}",
             f"{load.first_ms:.0f}",
+            f"{load.unknown_units:,.1f}",
         )
     Console(width=110).print(table)
 

@@ -203,6 +203,7 @@ def project_usage(environment: Environment) -> ProjectUsage:
         max_entries=MAX_ENTRIES,
         now=lambda: datetime.now(UTC),
         watch=lambda pairs: watch_usage(pairs, datetime.now(UTC)),
+        find_periods=totals.find_periods,
     )
 
 

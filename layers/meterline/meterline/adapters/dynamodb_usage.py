@@ -1,7 +1,8 @@
 """The `totals` table as the dashboard reads it: some weeks of one meter, and edges of periods.
 
-Three queries side by side, whatever the number of events behind the counters. An edge is kept at
-sk `edge#<time>` as JSON, with the number of events that it was made from.
+Three queries side by side, whatever the number of events behind the counters. An edge is among
+the counters of its day, where all of that day was counted when it was known. Any other is made
+from the ledger and kept at sk `edge#<time>` as JSON, with the number of events it was made from.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from pydantic_core import from_json, to_json
 
 from meterline.adapters.dynamodb_wire import DynamoWire, query_pages
 from meterline.adapters.partition_keys import partition_key
+from meterline.domain.cuts import mark_cut
 from meterline.domain.period_usage import Count, DayCount, Edge, Shares, UsageCounts
 from meterline.domain.times import format_time, parse_time
 
 _HOURS = [f"{hour:02d}" for hour in range(24)]
 _BEHIND_ALL = "~"
 """Sorts behind every bucket's name."""
+_CutDay = tuple[date, str]
+"""A day, and the mark of a cut in it."""
 
 
 class DynamoUsage:
@@ -51,11 +55,20 @@ class DynamoUsage:
         actions = self._threads.submit(self._read_shares, pk, "action", shares_from, until)
         users = self._threads.submit(self._read_shares, pk, "user", shares_from, until)
         kept = self._read_edge(pk, edge) if edge is not None else None
+        by_day, cuts = days.result()
+        actions_by_day, actions_before = actions.result()
+        users_by_day, users_before = users.result()
+        if edge is not None and (counted := cuts.get(_name_cut(edge))) is not None:
+            kept = Edge(
+                edge,
+                counted,
+                actions_before.get(_name_cut(edge), {}),
+                users_before.get(_name_cut(edge), {}),
+                by_day[edge.date()].until_hour(edge.hour).events,
+                by_day[edge.date()].counted_at or edge,
+            )
         return UsageCounts(
-            days.result(),
-            actions.result(),
-            users.result(),
-            {kept.at: kept} if kept is not None else {},
+            by_day, actions_by_day, users_by_day, {kept.at: kept} if kept is not None else {}
         )
 
     def keep_edge(self, customer: str, meter: str, edge: Edge) -> None:
@@ -81,8 +94,12 @@ class DynamoUsage:
             },
         )
 
-    def _read_days(self, pk: str, first: date, last: date) -> Mapping[date, DayCount]:
-        days = {}
+    def _read_days(
+        self, pk: str, first: date, last: date
+    ) -> tuple[Mapping[date, DayCount], Mapping[_CutDay, Count]]:
+        """Days, and what is dated before each cut that all of its day was counted with."""
+        days: dict[date, DayCount] = {}
+        cuts: dict[_CutDay, Count] = {}
         for item in self._query(pk, f"day#{first}", f"day#{last}"):
             hours = {
                 hour: _read_count(item, name)
@@ -92,21 +109,31 @@ class DynamoUsage:
             counted_at = parse_time(item["counted_at"]["S"]) if "counted_at" in item else None
             day = date.fromisoformat(item["sk"]["S"][4:])
             days[day] = DayCount(_read_count(item, ""), hours, counted_at)
-        return days
+            for attribute in item:
+                if attribute.startswith("n@") and item[attribute] == item["n"]:
+                    cuts[day, attribute[2:]] = _read_count(item, f"<{attribute[2:]}")
+        return days, cuts
 
-    def _read_shares(self, pk: str, kind: str, first: date, last: date) -> Mapping[date, Shares]:
+    def _read_shares(
+        self, pk: str, kind: str, first: date, last: date
+    ) -> tuple[Mapping[date, Shares], Mapping[_CutDay, Shares]]:
+        """Shares of whole days, and of what is dated before a cut."""
         shares: dict[date, dict[str, Count]] = {}
+        before_cuts: dict[_CutDay, dict[str, Count]] = {}
         head = len(kind) + 1
         for item in self._query(pk, f"{kind}#{first}#", f"{kind}#{last}#{_BEHIND_ALL}"):
             day = date.fromisoformat(item["sk"]["S"][head : head + 10])
-            of_day = shares.setdefault(day, {})
+            part = item["sk"]["S"][head + 11 :]
+            parts = [shares.setdefault(day, {})]
+            if part.startswith("<"):
+                parts.append(before_cuts.setdefault((day, part[1:7]), {}))
             for attribute in item:
                 if attribute.startswith("q:"):
                     name = attribute[2:]
                     count = _read_count(item, f":{name}")
-                    before = of_day.get(name)
-                    of_day[name] = count if before is None else before.plus(count)
-        return shares
+                    for each in parts:
+                        each[name] = each.get(name, Count()).plus(count)
+        return shares, before_cuts
 
     def _read_edge(self, pk: str, at: datetime) -> Edge | None:
         answer = self._wire.call(
@@ -136,6 +163,10 @@ class DynamoUsage:
             },
         }
         yield from query_pages(self._wire, request)
+
+
+def _name_cut(at: datetime) -> _CutDay:
+    return at.date(), mark_cut(at)
 
 
 def _edge_key(at: datetime) -> str:
