@@ -9,6 +9,9 @@ import httpx
 import pytest
 
 from infra.local.stack import REPOSITORY, LocalStack
+from tests.e2e.billed import await_value
+from tests.e2e.conftest import Api
+from tests.e2e.described import check_described
 
 _STACK = ("--stack", "meterline-local")
 
@@ -55,6 +58,53 @@ def test_a_key_opens_its_scope_and_nothing_once_it_is_revoked(stack: LocalStack)
         if line.endswith("never used")
     ]
     assert "revoked" in line
+
+
+def test_a_key_is_rotated_in_one_step_and_the_old_one_ends(stack: LocalStack) -> None:
+    made = _cli(stack, "create", "--scope", "admin", "--name", "rotated", "--rate", "40", *_STACK)
+    old, old_hash = made.stdout.strip(), made.stderr.split()[2].rstrip(".")
+    rotated = _cli(stack, "rotate", old_hash, "--valid-for", "1", *_STACK)
+    new, new_hash = rotated.stdout.strip(), rotated.stderr.split()[2].rstrip(".")
+    assert "counts until" in rotated.stderr
+    for key in (old, new):
+        assert _get_customer(stack, key).json()["code"] == "not_found"
+    lines = {
+        line.split("\t")[0]: line.split("\t")
+        for line in _cli(stack, "list", *_STACK).stdout.splitlines()
+    }
+    assert lines[old_hash][3].startswith("until ")
+    assert lines[new_hash][3:5] == ["valid", "40/s"]
+    assert all(lines[each][5].startswith("used ") for each in (old_hash, new_hash))
+
+    # One that nobody has used so far, so that no function remembers it as valid.
+    made = _cli(stack, "create", "--scope", "admin", "--name", "ended", *_STACK)
+    ended, ended_hash = made.stdout.strip(), made.stderr.split()[2].rstrip(".")
+    assert _cli(stack, "rotate", ended_hash, "--valid-for", "0", *_STACK).returncode == 0
+    assert _get_customer(stack, ended).json()["code"] == "unauthenticated"
+    again = _cli(stack, "rotate", ended_hash, *_STACK)
+    assert again.returncode != 0
+    assert "not valid any more" in again.stderr
+
+
+def test_a_key_that_calls_too_often_is_told_to_wait_and_may_go_on(
+    stack: LocalStack, api: Api
+) -> None:
+    made = _cli(stack, "create", "--scope", "admin", "--name", "wild", "--rate", "1", *_STACK)
+    key = made.stdout.strip()
+    for _ in range(200):
+        answer = api.call("GET", "/v1/customers/nobody-yet", key=key)
+        if answer.status == 429:
+            break
+        assert answer.status == 404
+    check_described(api, "GET", "/v1/customers/{id}", answer)
+    assert answer.told["code"] == "rate_limited"
+    wait_s = int(answer.headers["retry-after"])
+    assert 1 <= wait_s <= 10
+    # Others are not held up by it, and after the time told there is room again.
+    assert api.call("GET", "/v1/customers/nobody-yet", key=api.admin_key).status == 404
+    await_value(
+        lambda: api.call("GET", "/v1/customers/nobody-yet", key=key).status, 404, wait_s + 2
+    )
 
 
 def test_a_key_of_another_scope_is_turned_away(stack: LocalStack) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -36,7 +37,13 @@ KEYS = FakeKeys(
     both=make_key("ml_key_both", Scope.USAGE, Scope.ADMIN),
     revoked=make_key("ml_key_revoked", Scope.USAGE, revoked_at=NOW),
 )
-authenticate = Authenticate(KEYS)
+
+
+def make_authenticate(keys: FakeKeys, now: datetime = NOW) -> Authenticate:
+    return Authenticate(keys, lambda _key, _now: None, lambda: now)
+
+
+authenticate = make_authenticate(KEYS)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +86,23 @@ def test_a_revoked_key_is_as_unknown_as_any() -> None:
     assert str(revoked.value) == str(unknown.value)
 
 
+def test_a_key_that_was_rotated_counts_until_its_end_and_no_longer() -> None:
+    keys = FakeKeys(old=replace(make_key("old", Scope.USAGE), expires_at=NOW + timedelta(days=7)))
+    last = NOW + timedelta(days=7, microseconds=-1)
+    assert make_authenticate(keys, last)("Bearer old", Scope.USAGE).name == "old"
+    with pytest.raises(UnauthenticatedError):
+        make_authenticate(keys, NOW + timedelta(days=7))("Bearer old", Scope.USAGE)
+
+
+def test_only_known_keys_are_counted_and_whatever_they_ask_for() -> None:
+    counted: list[str] = []
+    called = Authenticate(KEYS, lambda key, _now: counted.append(key.name), lambda: NOW)
+    for secret in ("ml_key_usage", "ml_key_nobody", "ml_key_revoked"):
+        with pytest.raises((UnauthenticatedError, ForbiddenError)):
+            called(f"Bearer {secret}", Scope.ADMIN)
+    assert counted == ["ml_key_usage"]
+
+
 def test_a_key_opens_its_scopes_and_no_other() -> None:
     with pytest.raises(ForbiddenError, match="admin"):
         authenticate("Bearer ml_key_usage", Scope.ADMIN)
@@ -90,7 +114,7 @@ def test_only_the_hash_of_a_key_is_asked_for_and_never_of_a_huge_one() -> None:
     keys = FakeKeys()
     for header in ("Bearer secret", "Bearer " + "k" * (MAX_KEY_LENGTH + 1)):
         with pytest.raises(UnauthenticatedError):
-            Authenticate(keys)(header, Scope.USAGE)
+            make_authenticate(keys)(header, Scope.USAGE)
     assert keys.asked == [hash_key("secret")]
     assert "secret" not in keys.asked[0]
 

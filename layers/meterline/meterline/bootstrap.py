@@ -94,13 +94,27 @@ def _access_stripe(
 
 
 def authenticate_and_report_usage(environment: Environment) -> tuple[Authenticate, ReportUsage]:
+def _authenticate(wire: DynamoWire, accounts_table: str) -> Authenticate:
+    """Who calls, for every function with an API key."""
+    from meterline.adapters.dynamodb_accounts import DynamoAccounts
+    from meterline.adapters.dynamodb_key_calls import DynamoKeyCalls
+    from meterline.clock import utc_now
+    from meterline.services.admit_calls import AdmitCalls
+    from meterline.services.authenticate import Authenticate
+
+    return Authenticate(
+        DynamoAccounts(wire, accounts_table),
+        AdmitCalls(DynamoKeyCalls(wire, accounts_table)),
+        utc_now,
+    )
+
+
     """What `report_usage` is made of."""
     from meterline.adapters.dynamodb_accounts import DynamoAccounts
     from meterline.adapters.dynamodb_catalog import DynamoRateCards
     from meterline.adapters.dynamodb_ledger import DynamoLedger
     from meterline.adapters.dynamodb_wire import DynamoWire
     from meterline.catalog import load_meters
-    from meterline.services.authenticate import Authenticate
     from meterline.services.report_usage import ReportUsage
 
     wire = DynamoWire(pool_size=16)
@@ -109,7 +123,7 @@ def authenticate_and_report_usage(environment: Environment) -> tuple[Authenticat
     rate_cards = DynamoRateCards(wire, accounts_table)
     ledger = DynamoLedger(wire, require(environment, "EVENTS_TABLE"))
     return (
-        Authenticate(accounts),
+        _authenticate(wire, accounts_table),
         ReportUsage(ledger, accounts, load_meters(), rate_cards),
     )
 
@@ -122,7 +136,6 @@ def authenticate_and_manage_customers(
     from meterline.adapters.dynamodb_catalog import DynamoPlans
     from meterline.adapters.dynamodb_wire import DynamoWire
     from meterline.adapters.stripe_subscriptions import StripeSubscriptions
-    from meterline.services.authenticate import Authenticate
     from meterline.services.manage_customers import ManageCustomers
     from meterline.services.sync_subscriptions import SyncSubscriptions
 
@@ -131,14 +144,13 @@ def authenticate_and_manage_customers(
     subscriptions = StripeSubscriptions(_access_stripe(environment, timeout_s=5.0, retries=1))
     plans = DynamoPlans(wire, accounts_table)
     sync = SyncSubscriptions(accounts, subscriptions, plans)
-    return Authenticate(accounts), ManageCustomers(accounts, accounts, sync, plans)
+    return _authenticate(wire, accounts_table), ManageCustomers(accounts, accounts, sync, plans)
 
 
 def authenticate_and_authorize_usage(
     environment: Environment,
 ) -> tuple[Authenticate, AuthorizeUsage, RateCards]:
     """What `authorize_usage` is made of."""
-    from meterline.adapters.dynamodb_accounts import DynamoAccounts
     from meterline.adapters.dynamodb_budgets import DynamoBudgets
     from meterline.adapters.dynamodb_catalog import DynamoPlans, DynamoRateCards
     from meterline.adapters.dynamodb_controls import DynamoControls
@@ -146,7 +158,6 @@ def authenticate_and_authorize_usage(
     from meterline.adapters.dynamodb_ledger import DynamoLedger
     from meterline.adapters.dynamodb_wire import DynamoWire
     from meterline.catalog import load_meters
-    from meterline.services.authenticate import Authenticate
     from meterline.services.authorize_usage import AuthorizeUsage
     from meterline.services.measure_period import MeasurePeriod
 
@@ -154,7 +165,7 @@ def authenticate_and_authorize_usage(
     accounts_table = require(environment, "ACCOUNTS_TABLE")
     totals_table = require(environment, "TOTALS_TABLE")
     return (
-        Authenticate(DynamoAccounts(wire, accounts_table)),
+        _authenticate(wire, accounts_table),
         AuthorizeUsage(
             DynamoControls(wire, accounts_table),
             DynamoBudgets(wire, totals_table),
@@ -271,19 +282,17 @@ def authenticate_and_unfreeze_customer(
     environment: Environment,
 ) -> tuple[Authenticate, UnfreezeCustomer, DynamoGuardrails]:
     """What `unfreeze_customer` is made of."""
-    from meterline.adapters.dynamodb_accounts import DynamoAccounts
     from meterline.adapters.dynamodb_controls import DynamoControls
     from meterline.adapters.dynamodb_guardrails import DynamoGuardrails
     from meterline.adapters.dynamodb_wire import DynamoWire
     from meterline.adapters.eventbridge_bus import EventBridgeBus
-    from meterline.services.authenticate import Authenticate
     from meterline.services.unfreeze_customer import UnfreezeCustomer
 
     wire = DynamoWire()
     accounts_table = require(environment, "ACCOUNTS_TABLE")
     guardrails = DynamoGuardrails(wire, accounts_table)
     return (
-        Authenticate(DynamoAccounts(wire, accounts_table)),
+        _authenticate(wire, accounts_table),
         UnfreezeCustomer(
             DynamoControls(wire, accounts_table),
             guardrails,
@@ -414,14 +423,12 @@ def show_usage(
     environment: Environment,
 ) -> tuple[Authenticate, ShowUsage, SetLimits, OpenPortalSession]:
     """What `show_usage` is made of."""
-    from meterline.adapters.dynamodb_accounts import DynamoAccounts
     from meterline.adapters.dynamodb_catalog import DynamoPlans
     from meterline.adapters.dynamodb_overviews import DynamoOverviews
     from meterline.adapters.dynamodb_wire import DynamoWire
     from meterline.adapters.jwt_viewers import JwtViewers
     from meterline.adapters.secrets_dashboard import SecretDashboard
     from meterline.catalog import load_meters
-    from meterline.services.authenticate import Authenticate
     from meterline.services.portal_sessions import OpenPortalSession
     from meterline.services.set_limits import SetLimits
 
@@ -429,7 +436,7 @@ def show_usage(
     overviews = DynamoOverviews(wire, accounts_table)
     plans = DynamoPlans(wire, accounts_table)
     return (
-        Authenticate(DynamoAccounts(wire, accounts_table)),
+        _authenticate(wire, accounts_table),
         _read_dashboards(environment, wire, overviews, plans),
         SetLimits(overviews, plans, load_meters()),
         OpenPortalSession(
@@ -462,19 +469,17 @@ def trace_usage(environment: Environment) -> tuple[Authenticate, TraceUsage]:
     """What `trace_usage` is made of."""
     from meterline.adapters.dynamodb_accounts import DynamoAccounts
     from meterline.adapters.dynamodb_wire import DynamoWire
-    from meterline.services.authenticate import Authenticate
 
-    wire = DynamoWire()
-    accounts = DynamoAccounts(wire, require(environment, "ACCOUNTS_TABLE"))
+    wire, accounts_table = DynamoWire(), require(environment, "ACCOUNTS_TABLE")
     trace = make_trace(
         wire,
-        accounts,
+        DynamoAccounts(wire, accounts_table),
         books_table=require(environment, "BOOKS_TABLE"),
         events_table=require(environment, "EVENTS_TABLE"),
         emissions_table=require(environment, "EMISSIONS_TABLE"),
         totals_table=require(environment, "TOTALS_TABLE"),
     )
-    return Authenticate(accounts), trace
+    return _authenticate(wire, accounts_table), trace
 
 
 def make_trace(
@@ -524,6 +529,7 @@ def serve_dashboard(environment: Environment) -> Dashboard:
     from meterline.adapters.dynamodb_catalog import DynamoPlans
     from meterline.adapters.dynamodb_ledger import DynamoLedger
     from meterline.adapters.dynamodb_overviews import DynamoOverviews
+    from meterline.adapters.dynamodb_links import DynamoLinks
     from meterline.adapters.dynamodb_wire import DynamoWire
     from meterline.adapters.identity_sessions import IdentitySessions
     from meterline.adapters.jwt_viewers import JwtViewers
@@ -545,7 +551,7 @@ def serve_dashboard(environment: Environment) -> Dashboard:
     return Dashboard(
         pages,
         PageAnswers(pages, environment.get("FRAME_ORIGINS", "").split()),
-        SignIn(JwtViewers(secret), IdentitySessions(secret)),
+        SignIn(JwtViewers(secret), DynamoLinks(wire, accounts_table), IdentitySessions(secret)),
         ViewDashboard(
             overviews,
             _read_dashboards(environment, wire, overviews, plans),
@@ -757,7 +763,6 @@ def authenticate_and_preview_usage(
     environment: Environment,
 ) -> tuple[Authenticate, PreviewUsage, RateCards]:
     """What `preview_usage` is made of."""
-    from meterline.adapters.dynamodb_accounts import DynamoAccounts
     from meterline.adapters.dynamodb_budgets import DynamoBudgets
     from meterline.adapters.dynamodb_catalog import DynamoPlans, DynamoRateCards
     from meterline.adapters.dynamodb_controls import DynamoControls
@@ -766,7 +771,6 @@ def authenticate_and_preview_usage(
     from meterline.adapters.dynamodb_ledger import DynamoLedger
     from meterline.adapters.dynamodb_wire import DynamoWire
     from meterline.catalog import load_meters
-    from meterline.services.authenticate import Authenticate
     from meterline.services.measure_period import MeasurePeriod
     from meterline.services.preview_usage import PreviewUsage
 
@@ -775,7 +779,7 @@ def authenticate_and_preview_usage(
     totals_table = require(environment, "TOTALS_TABLE")
     ledger = DynamoLedger(wire, require(environment, "EVENTS_TABLE"))
     return (
-        Authenticate(DynamoAccounts(wire, accounts_table)),
+        _authenticate(wire, accounts_table),
         PreviewUsage(
             DynamoControls(wire, accounts_table),
             DynamoBudgets(wire, totals_table),

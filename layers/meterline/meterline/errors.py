@@ -36,8 +36,20 @@ class UnauthenticatedError(MeterlineError):
     """No API key, or one that we do not know."""
 
 
+class LinkUsedError(MeterlineError):
+    """A link that starts one session has started it already."""
+
+
 class ForbiddenError(MeterlineError):
     """A known API key without the scope that the call needs."""
+
+
+class RateLimitedError(MeterlineError):
+    """A known API key that makes too many calls; there is room again after `retry_after_s`."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class NotFoundError(MeterlineError):

@@ -22,6 +22,7 @@ from meterline.errors import (
     ForbiddenError,
     InvalidRequestError,
     NotFoundError,
+    RateLimitedError,
     StorageUnavailableError,
     UnauthenticatedError,
 )
@@ -88,6 +89,9 @@ def make_app(logger: Logger) -> APIGatewayHttpResolver:
             401, "unauthenticated", str(error), headers={"WWW-Authenticate": "Bearer"}
         ),
         ForbiddenError: lambda error: problem(403, "forbidden", str(error)),
+        RateLimitedError: lambda error: problem(
+            429, "rate_limited", str(error), headers={"Retry-After": str(error.retry_after_s)}
+        ),
         NotFoundError: lambda error: problem(404, "not_found", str(error)),
         NoSuchRouteError: lambda _: problem(404, "not_found", "There is nothing at this address."),
         InvalidRequestError: lambda error: problem(error.status, error.code, str(error)),

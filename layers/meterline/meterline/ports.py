@@ -171,6 +171,14 @@ class ApiKeys(Protocol):
         ...
 
 
+class KeyCalls(Protocol):
+    """How many calls each API key makes, counted by all processes together."""
+
+    def add(self, key_hash: str, slot: int, calls: int, now: datetime) -> int:
+        """Add calls to a slot of time; how many it has now."""
+        ...
+
+
 class CheckpointMovedError(MeterlineError):
     """The shard's checkpoint is not where it was expected: nothing of the step was counted."""
 
@@ -501,6 +509,14 @@ class ViewerTokens(Protocol):
 
     def read(self, token: str, purpose: str, now: datetime) -> Viewer:
         """Who a token of that purpose is for; raises `UnauthenticatedError`."""
+        ...
+
+
+class FollowedLinks(Protocol):
+    """The links that were followed, as long as they could be followed again."""
+
+    def follow(self, link: str, expires_at: datetime) -> bool:
+        """Note that this one is followed; whether it is the first time."""
         ...
 
 

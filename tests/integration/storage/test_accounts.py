@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from meterline.adapters.dynamodb_accounts import CACHE_S
+from meterline.adapters.dynamodb_key_calls import DynamoKeyCalls
 from meterline.adapters.dynamodb_wire import DynamoWire
 from meterline.domain.api_keys import ApiKey, Scope, hash_key
 from meterline.domain.customers import Customer
@@ -85,6 +87,43 @@ def test_a_key_is_found_by_its_hash_with_its_scopes_until_it_is_revoked(
     both = ApiKey(hashed, "backend", frozenset(Scope), NOW, revoked_at=NOW + timedelta(1))
     accounts.add_key(both)
     assert accounts.find(hashed) == both
+
+
+def test_a_key_is_rotated_in_one_write_with_its_end_and_its_rate(
+    store: Store, customer: str
+) -> None:
+    wire = Counting(store.wire())
+    accounts = store.accounts(wire)
+    old = ApiKey(hash_key(customer), "backend", frozenset({Scope.USAGE}), NOW, calls_per_s=7)
+    accounts.add_key(old)
+    new = replace(old, hash=hash_key(f"{customer} new"), created_at=NOW + timedelta(1))
+    ending = replace(old, expires_at=NOW + timedelta(8))
+    wire.operations.clear()
+    accounts.rotate_key(ending, new)
+    assert wire.operations == ["TransactWriteItems"]
+    assert (accounts.find(old.hash), accounts.find(new.hash)) == (ending, new)
+
+
+def test_calls_of_a_key_are_counted_together_slot_by_slot(store: Store, customer: str) -> None:
+    one, other = (DynamoKeyCalls(store.wire(), store.tables.accounts) for _ in range(2))
+    key, slot = hash_key(customer), int(NOW.timestamp()) // 10
+    assert one.last_used([key]) == {}
+    assert [one.add(key, slot, 3, NOW), other.add(key, slot, 20, NOW)] == [3, 23]
+    later = NOW + timedelta(seconds=10)
+    assert other.add(key, slot + 1, 5, later) == 5
+    # A process whose clock is behind is told its own count, and disturbs nobody's.
+    assert one.add(key, slot, 4, NOW) == 4
+    assert one.add(key, slot + 1, 1, later) == 6
+    assert one.last_used([key, hash_key("nobody's")]) == {key: later}
+    assert store.accounts().find(key) is None
+
+
+def test_processes_that_count_at_once_lose_no_call(store: Store, customer: str) -> None:
+    calls = DynamoKeyCalls(store.wire(pool_size=16), store.tables.accounts)
+    key = hash_key(customer)
+    with ThreadPoolExecutor(16) as processes:
+        told = list(processes.map(lambda _: calls.add(key, 1, 1, NOW), range(64)))
+    assert sorted(told) == list(range(1, 65))
 
 
 def test_what_was_read_is_remembered_for_half_a_minute(store: Store, customer: str) -> None:

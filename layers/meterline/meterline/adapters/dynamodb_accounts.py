@@ -89,6 +89,14 @@ class DynamoAccounts:
 
     def add_key(self, key: ApiKey) -> None:
         """Keep an API key; the same hash again replaces it."""
+        self._wire.call("PutItem", self._write_key(key))
+
+    def rotate_key(self, old: ApiKey, new: ApiKey) -> None:
+        """Keep both as they are now, or neither."""
+        puts = [{"Put": self._write_key(key)} for key in (old, new)]
+        self._wire.call("TransactWriteItems", {"TransactItems": puts})
+
+    def _write_key(self, key: ApiKey) -> dict[str, Any]:
         item: dict[str, Any] = {
             "pk": {"S": f"key#{key.hash}"},
             "sk": {"S": "key"},
@@ -96,10 +104,12 @@ class DynamoAccounts:
             "name": {"S": key.name},
             "scopes": {"SS": sorted(key.scopes)},
             "created_at": {"S": format_time(key.created_at)},
+            "calls_per_s": {"N": str(key.calls_per_s)},
         }
-        if key.revoked_at is not None:
-            item["revoked_at"] = {"S": format_time(key.revoked_at)}
-        self._wire.call("PutItem", {"TableName": self._table, "Item": item})
+        for name, moment in (("revoked_at", key.revoked_at), ("expires_at", key.expires_at)):
+            if moment is not None:
+                item[name] = {"S": format_time(moment)}
+        return {"TableName": self._table, "Item": item}
 
     def get_customer(self, customer: str) -> Customer | None:
         """One customer as it is now, read strongly consistently."""
@@ -324,7 +334,9 @@ def _read_key(item: Mapping[str, Any]) -> ApiKey:
         name=item["name"]["S"],
         scopes=frozenset(Scope(scope) for scope in item["scopes"]["SS"]),
         created_at=parse_time(item["created_at"]["S"]),
-        revoked_at=parse_time(item["revoked_at"]["S"]) if "revoked_at" in item else None,
+        revoked_at=_read_time(item, "revoked_at"),
+        expires_at=_read_time(item, "expires_at"),
+        calls_per_s=int(item["calls_per_s"]["N"]),
     )
 
 

@@ -9,6 +9,8 @@ from enum import StrEnum
 
 KEY_PREFIX = "ml_key_"
 MAX_KEY_LENGTH = 200
+DEFAULT_CALLS_PER_S = 500
+"""What a key may make, where it was not made with another number."""
 
 
 class Scope(StrEnum):
@@ -29,6 +31,13 @@ class ApiKey:
     scopes: frozenset[Scope]
     created_at: datetime
     revoked_at: datetime | None = None
+    expires_at: datetime | None = None
+    """Of a key that was rotated: until then the old one counts beside the new one."""
+    calls_per_s: int = DEFAULT_CALLS_PER_S
+
+    def is_valid(self, now: datetime) -> bool:
+        """Whether it opens anything."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
 
 def hash_key(key: str) -> str:

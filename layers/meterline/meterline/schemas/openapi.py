@@ -69,6 +69,7 @@ PROBLEMS: Final[Mapping[str, tuple[int, ...]]] = {
     "not_found": (404,),
     "not_frozen": (409,),
     "quantity_too_fine": (422,),
+    "rate_limited": (429,),
     "storage_unavailable": (503,),
     "too_many_events": (413,),
     "unauthenticated": (401,),
@@ -102,7 +103,7 @@ REJECTIONS: Final[Mapping[str, str]] = {
 }
 """Every code of an event that is not taken, and what it means."""
 
-_AUTHENTICATION = ("unauthenticated", "forbidden")
+_AUTHENTICATION = ("unauthenticated", "rate_limited", "forbidden")
 _BODY = (
     "unsupported_media_type",
     "unsupported_content_encoding",
@@ -126,7 +127,7 @@ _STATUS_WORDS = {
     413: "Too much for one call.",
     415: "A body in a form that the call does not take.",
     422: "The body is not what the call takes.",
-    429: "Too many calls a second. Wait, and send it again.",
+    429: "Too many calls a second, of this key or of all. Wait, and send it again.",
     500: "Something went wrong on our side. Send it again; nothing counts twice.",
     503: "The storage did not answer in time. Send it again; nothing counts twice.",
 }
@@ -696,7 +697,7 @@ OPERATIONS: Final = (
         "/v1/portal-sessions",
         "createPortalSession",
         "A link to a customer's dashboard",
-        "For somebody whom the app has signed in. The link is good for five minutes; following it "
+        "For somebody whom the app has signed in. The link works once and for five minutes; it "
         "starts a session of an hour. Without `user` it shows everything of the customer; a user "
         "of the customer's list sees what their role there allows.",
         201,
@@ -1051,6 +1052,6 @@ def _write_problem(status: int, codes: Sequence[str]) -> dict[str, Any]:
     response: dict[str, Any] = {"description": _STATUS_WORDS[status], "content": content}
     if status == 401:
         response["headers"] = {"WWW-Authenticate": {"schema": {"const": "Bearer"}}}
-    if status == 503:
+    if status == 503 or "rate_limited" in codes:
         response["headers"] = {"Retry-After": {"schema": {"type": "string"}}}
     return response
