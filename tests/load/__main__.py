@@ -18,6 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 import click
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -33,6 +34,7 @@ from tests.load.traffic import CallRefusedError, Traffic
 REPORT = LOCAL / "load.txt"
 _CALLS = 8
 _WAITING = 24
+_WIDTH = 130
 console = Console()
 
 
@@ -120,10 +122,12 @@ def _subscribe(
 
 def _print_report(rows: Sequence[Row], traffic: Traffic, wrong: Mapping[str, str]) -> None:
     """The table, on the terminal and in a file, and what does not agree."""
-    table = Table(title=f"{METER}, {datetime.now(UTC):%Y-%m-%d}", title_justify="left")
+    table = Table(title=f"{METER}, {datetime.now(UTC):%Y-%m-%d}", title_justify="left", box=SIMPLE)
+    # From due: with the time that a call waited for a sender or for its next try. Repeated: taken
+    # before, by a call whose answer did not come or came as 503.
     columns = (
-        *("phase", "offered/s", "taken/s", "events", "p50 ms", "p99 ms", "p99 from due ms"),
-        *("429", "503", "other", "known before", "most lag s", "drained in s"),
+        *("phase", "offered/s", "taken/s", "events", "p50 ms", "p99 ms", "p99 ms\nfrom due"),
+        *("429", "503", "no or\nother", "repeated", "longest\nlag s", "drained\nin s"),
     )
     for column in columns:
         table.add_column(column, justify="left" if column == "phase" else "right")
@@ -131,7 +135,7 @@ def _print_report(rows: Sequence[Row], traffic: Traffic, wrong: Mapping[str, str
         figures = row.figures
         other = figures.refused.total() - figures.refused["429"] - figures.refused["503"]
         numbers = (
-            *(figures.rate, figures.events / figures.seconds, figures.events),
+            *(figures.rate, figures.taken_rate, figures.events),
             *(_quantile(figures.answered_ms, 0.5), _quantile(figures.answered_ms, 0.99)),
             *(_quantile(figures.late_ms, 0.99), figures.refused["429"], figures.refused["503"]),
             *(other, figures.duplicates, row.longest_lag_s, row.drain_s),
@@ -142,7 +146,7 @@ def _print_report(rows: Sequence[Row], traffic: Traffic, wrong: Mapping[str, str
         f"{taken:,} events taken, in the ledger and billed, of {len(traffic.sent.events)} customers"
     ]
     with REPORT.open("w") as file:
-        for out in (console, Console(file=file, width=160)):
+        for out in (Console(width=max(console.width, _WIDTH)), Console(file=file, width=_WIDTH)):
             out.print(table)
             out.print("\n".join(verdict), highlight=False)
 

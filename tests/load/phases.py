@@ -17,7 +17,7 @@ from meterline.catalog import load_meters
 from tests.load.traffic import BilledWatch, Figures, Traffic, compare_books
 
 METER = "credits"
-_FIRST_RATE = 20.0
+_FIRST_RATE = 100.0
 _STEP_S = 20.0
 _MOST_LAG_S = 5.0
 """With more in a step of the ramp, the bill does not keep up."""

@@ -84,6 +84,11 @@ class Figures:
     """Answers that asked for another try, by status, `none` where no answer came."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def taken_rate(self) -> float:
+        """Events taken a second, over the time that they were due in or that taking them took."""
+        return self.events / max(self.seconds, self.events / self.rate)
+
 
 class Traffic:
     """Events of some customers, `batch` a call, from `senders` connections."""

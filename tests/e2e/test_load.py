@@ -1,0 +1,34 @@
+"""A short load on the deployed stack: what it has no room for comes again, and nothing is lost."""
+
+from __future__ import annotations
+
+import threading
+
+from rich.console import Console
+
+from infra.local.stack import LocalStack
+from infra.local.stripe_server import StripeControl
+from tests.e2e.billed import make_customer
+from tests.e2e.conftest import STRIPE_KEY, Api
+from tests.load.phases import Load
+from tests.load.traffic import Traffic
+
+RATE = 20.0
+
+
+def test_ten_times_the_rate_is_partly_refused_sent_again_and_billed_to_the_last_unit(
+    api: Api, stack: LocalStack, stripe_url: str
+) -> None:
+    names = [f"under_load_{number}" for number in range(4)]
+    customers = {name: make_customer(api, stripe_url, name) for name in names}
+    # Room for less than the senders send, so that the burst meets a gateway that is full.
+    address = stack.open_gateway(stack.api_host, calls=2, waiting=2)
+    traffic = Traffic(address, api.usage_key, names, batch=5, senders=16)
+    load = Load(stack, StripeControl(stripe_url, STRIPE_KEY), customers, traffic)
+    stop, console = threading.Event(), Console(quiet=True)
+    sustained = load.run_phase("sustained", RATE, 10, stop, 120, console)
+    burst = load.run_phase("burst", 10 * RATE, 3, stop, 120, console)
+    assert sustained.figures.events == RATE * 10
+    assert burst.figures.events == RATE * 30
+    assert burst.figures.refused["429"] > 0
+    assert load.compare() == {}
