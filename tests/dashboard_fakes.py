@@ -220,6 +220,18 @@ class FakeTokens:
         return found[0]
 
 
+class FakeLinks:
+    """Keeps `FollowedLinks`."""
+
+    def __init__(self) -> None:
+        self.followed: set[str] = set()
+
+    def follow(self, link: str, expires_at: datetime) -> bool:
+        is_first = link not in self.followed
+        self.followed.add(link)
+        return is_first
+
+
 class FakeAppSessions:
     """Keeps `AppSessions`: whoever it was told of is signed in."""
 

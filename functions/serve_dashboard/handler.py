@@ -42,7 +42,8 @@ def get_usage() -> Response[str]:
     now = utc_now()
     asked = app.current_event.query_string_parameters or {}
     if "token" in asked:
-        viewer, session = dashboard.sign_in.follow_link(asked["token"], now)
+        session = find_session(app.current_event)
+        viewer, session = dashboard.sign_in.follow_link(asked["token"], session, now)
         cookie = answers.session_cookie(app.current_event, session, viewer.expires_at)
         return answers.see_other(_PAGE, cookie)
     notice = {"1": "Your limits are saved."}.get(asked.get("saved", ""), "")

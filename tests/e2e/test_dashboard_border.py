@@ -6,6 +6,7 @@ import base64
 import json
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
@@ -242,6 +243,21 @@ def test_a_foreign_token_opens_no_route(api: Api, kind: str) -> None:
     check_refused(api.call("GET", CSV + GOOD_SPAN, headers=cookie), 401)
     for path in ("/settings/usage/limits", "/settings/usage/sign-out"):
         check_refused(post_form(api, path, cookie, {"form_token": as_session}), 401)
+
+
+def test_a_link_works_once(api: Api) -> None:
+    path = link(api, CUSTOMER, user="u_noor").removeprefix(api.url)
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: api.call("GET", path), range(8)))
+    [followed] = [answer for answer in answers if answer.status == 303]
+    for answer in answers:
+        if answer is not followed:
+            check_refused(answer, 410)
+            assert b"This link was used already" in answer.body
+    mine = {"Cookie": str(followed.headers["set-cookie"]).partition(";")[0]}
+    assert api.call("GET", path, headers=mine).status == 303, "a reload by the same browser"
+    other = {"Cookie": sign_in(api, CUSTOMER, user="u_noor")}
+    check_refused(api.call("GET", path, headers=other), 410)
 
 
 def check_refused(answer: Answer, status: int) -> None:

@@ -23,10 +23,22 @@ from meterline.adapters.jwt_viewers import JwtViewers
 from meterline.adapters.secrets_dashboard import DashboardSecret, read_secret
 from meterline.domain.customers import Role
 from meterline.domain.sessions import LINK_LIFE, SESSION_LIFE, Viewer
-from meterline.errors import ConfigurationError, NotFoundError, UnauthenticatedError
+from meterline.errors import (
+    ConfigurationError,
+    LinkUsedError,
+    NotFoundError,
+    UnauthenticatedError,
+)
 from meterline.services.portal_sessions import OpenPortalSession
 from meterline.services.sign_in import SignIn
-from tests.dashboard_fakes import ADMIN, MEMBER, FakeAppSessions, FakeOverviews, FakeTokens
+from tests.dashboard_fakes import (
+    ADMIN,
+    MEMBER,
+    FakeAppSessions,
+    FakeLinks,
+    FakeOverviews,
+    FakeTokens,
+)
 
 NOW = datetime(2026, 11, 22, 14, 3, 10, tzinfo=UTC)
 KEY, OLD_KEY = "n" * 64, "o" * 64
@@ -127,10 +139,10 @@ def test_there_is_no_link_for_nobody() -> None:
 
 def test_a_link_becomes_a_session_of_its_own() -> None:
     tokens = FakeTokens()
-    sign_in = SignIn(tokens, FakeAppSessions())
-    link = tokens.sign(viewer(session=""), "link", NOW)
-    first, session = sign_in.follow_link(link, NOW)
-    second, _ = sign_in.follow_link(link, NOW)
+    sign_in = SignIn(tokens, FakeLinks(), FakeAppSessions())
+    link, other = (open_portal(tokens)("acme", None, None, NOW).token for _ in range(2))
+    first, session = sign_in.follow_link(link, None, NOW)
+    second, _ = sign_in.follow_link(other, session, NOW)
     assert first.expires_at == NOW + SESSION_LIFE
     assert first.session
     assert first.session != second.session
@@ -139,14 +151,26 @@ def test_a_link_becomes_a_session_of_its_own() -> None:
         sign_in.identify(link, None, {}, NOW)
 
 
+def test_a_link_works_once_but_for_the_browser_that_followed_it() -> None:
+    tokens = FakeTokens()
+    sign_in = SignIn(tokens, FakeLinks(), FakeAppSessions())
+    link, other = (open_portal(tokens)("acme", None, None, NOW).token for _ in range(2))
+    followed = sign_in.follow_link(link, None, NOW)
+    assert sign_in.follow_link(link, followed[1], NOW + timedelta(minutes=1)) == followed
+    _, others_session = sign_in.follow_link(other, None, NOW)
+    for session in (None, "", "made up", others_session, link):
+        with pytest.raises(LinkUsedError):
+            sign_in.follow_link(link, session, NOW)
+
+
 def test_nobody_is_signed_in_by_nothing() -> None:
     with pytest.raises(UnauthenticatedError):
-        SignIn(FakeTokens(), FakeAppSessions()).identify(None, None, {}, NOW)
+        SignIn(FakeTokens(), FakeLinks(), FakeAppSessions()).identify(None, None, {}, NOW)
 
 
 def test_a_session_of_ours_goes_before_the_apps() -> None:
     tokens = FakeTokens()
-    sign_in = SignIn(tokens, FakeAppSessions(viewer(customer="theirs")))
+    sign_in = SignIn(tokens, FakeLinks(), FakeAppSessions(viewer(customer="theirs")))
     ours = tokens.sign(viewer(), "session", NOW)
     assert sign_in.identify(ours, None, {}, NOW).customer == "acme"
     assert sign_in.identify(None, None, {}, NOW).customer == "theirs"
@@ -154,7 +178,7 @@ def test_a_session_of_ours_goes_before_the_apps() -> None:
 
 def test_a_form_belongs_to_one_session() -> None:
     tokens = FakeTokens()
-    sign_in = SignIn(tokens, FakeAppSessions())
+    sign_in = SignIn(tokens, FakeLinks(), FakeAppSessions())
     form = sign_in.sign_form(viewer(), NOW)
     sign_in.check_form(viewer(), form, NOW)
     for other in (viewer(session="s2"), viewer(user="u_2"), viewer(customer="birch")):

@@ -22,5 +22,6 @@ class Viewer:
     role: Role | None
     """What whoever signed them in said they are; None: as the customer's list of users says."""
     session: str
-    """Names the session, so that a form belongs to it and to no other."""
+    """Names the session, so that a form belongs to it and to no other; of a link, the one session
+    that it starts."""
     expires_at: datetime

@@ -15,6 +15,7 @@ from aws_lambda_powertools.utilities.data_classes import APIGatewayProxyEventV2
 
 from meterline.errors import (
     ForbiddenError,
+    LinkUsedError,
     NotFoundError,
     StorageUnavailableError,
     UnauthenticatedError,
@@ -134,6 +135,7 @@ def make_pages_app(logger: Logger, pages: Pages, answers: PageAnswers) -> APIGat
 
     explanations: dict[type[Exception], Callable[[Any], Response[str]]] = {
         UnauthenticatedError: tell(401, "Not signed in"),
+        LinkUsedError: tell(410, "This link was used already"),
         ForbiddenError: tell(403, "Not for this sign-in"),
         NotFoundError: tell(404, "Not found"),
         NoSuchRouteError: lambda _: answers.page(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -41,5 +42,5 @@ class OpenPortalSession:
             # The list says which, at every load: a role taken away there is gone at once.
             said = None
         expires_at = now + LINK_LIFE
-        viewer = Viewer(customer, user, said, "", expires_at)
+        viewer = Viewer(customer, user, said, secrets.token_urlsafe(16), expires_at)
         return PortalSession(self._tokens.sign(viewer, "link", now), expires_at)

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 
 from meterline.domain.sessions import SESSION_LIFE, Viewer
-from meterline.errors import UnauthenticatedError
-from meterline.ports import AppSessions, ViewerTokens
+from meterline.errors import LinkUsedError, UnauthenticatedError
+from meterline.ports import AppSessions, FollowedLinks, ViewerTokens
 
 
 class SignIn:
     """Tokens of links and sessions have purposes, and none is taken for another."""
 
-    def __init__(self, tokens: ViewerTokens, app_sessions: AppSessions) -> None:
+    def __init__(
+        self, tokens: ViewerTokens, links: FollowedLinks, app_sessions: AppSessions
+    ) -> None:
         self._tokens = tokens
+        self._links = links
         self._app_sessions = app_sessions
 
-    def follow_link(self, token: str, now: datetime) -> tuple[Viewer, str]:
-        """Exchange a link's token for a session: who it is, and the session's token."""
+    def follow_link(
+        self, token: str, session_token: str | None, now: datetime
+    ) -> tuple[Viewer, str]:
+        """Exchange a link's token for a session, once: who it is, and the session's token.
+
+        A browser that has that very session already keeps it: somebody went back, or reloaded.
+        Raises `LinkUsedError` in any other.
+        """
         linked = self._tokens.read(token, "link", now)
-        viewer = replace(linked, session=secrets.token_urlsafe(16), expires_at=now + SESSION_LIFE)
-        return viewer, self._tokens.sign(viewer, "session", now)
+        if self._links.follow(linked.session, linked.expires_at):
+            viewer = replace(linked, expires_at=now + SESSION_LIFE)
+            return viewer, self._tokens.sign(viewer, "session", now)
+        with suppress(UnauthenticatedError):
+            viewer = self._tokens.read(session_token or "", "session", now)
+            if viewer.session == linked.session and session_token:
+                return viewer, session_token
+        raise LinkUsedError("A link works once. Go back to your app and open this page from there.")
 
     def identify(
         self,
