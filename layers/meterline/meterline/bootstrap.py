@@ -93,7 +93,6 @@ def _access_stripe(
     )
 
 
-def authenticate_and_report_usage(environment: Environment) -> tuple[Authenticate, ReportUsage]:
 def _authenticate(wire: DynamoWire, accounts_table: str) -> Authenticate:
     """Who calls, for every function with an API key."""
     from meterline.adapters.dynamodb_accounts import DynamoAccounts
@@ -109,6 +108,7 @@ def _authenticate(wire: DynamoWire, accounts_table: str) -> Authenticate:
     )
 
 
+def authenticate_and_report_usage(environment: Environment) -> tuple[Authenticate, ReportUsage]:
     """What `report_usage` is made of."""
     from meterline.adapters.dynamodb_accounts import DynamoAccounts
     from meterline.adapters.dynamodb_catalog import DynamoRateCards
@@ -528,8 +528,8 @@ def serve_dashboard(environment: Environment) -> Dashboard:
     """What `serve_dashboard` is made of."""
     from meterline.adapters.dynamodb_catalog import DynamoPlans
     from meterline.adapters.dynamodb_ledger import DynamoLedger
-    from meterline.adapters.dynamodb_overviews import DynamoOverviews
     from meterline.adapters.dynamodb_links import DynamoLinks
+    from meterline.adapters.dynamodb_overviews import DynamoOverviews
     from meterline.adapters.dynamodb_wire import DynamoWire
     from meterline.adapters.identity_sessions import IdentitySessions
     from meterline.adapters.jwt_viewers import JwtViewers
