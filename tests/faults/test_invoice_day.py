@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
+from infra.cli.billing_setup import base_lookup_key, usage_lookup_key
+from meterline.adapters.stripe_invoices import LATE_KEY
 from meterline.domain.invoice_checks import HOLD_KEY, CheckState, write_event_line
 from meterline.domain.pricing import price_usage, total_minor
 from meterline.domain.usage import EventKey, LedgerEntry
@@ -238,6 +241,87 @@ def test_an_invoice_that_was_final_before_we_heard_of_it_is_settled(office: Offi
     assert settled.check.state is CheckState.FINAL
     [item] = office.items()
     assert item.amount == price("1500") - price("1000")
+
+
+def change_plan(office: Office, plan: str) -> None:
+    """Another plan from this moment on, in mid-period."""
+    v1 = office.stripe.v1
+    [subscription] = v1.subscriptions.list({"customer": str(office.world.billing_customer)}).data
+    keys = {"base": base_lookup_key(plan), "usage": usage_lookup_key(plan)}
+    prices = {
+        str(price.lookup_key): price.id
+        for price in v1.prices.list({"lookup_keys": list(keys.values())}).data
+    }
+    v1.subscriptions.update(
+        subscription.id,
+        {
+            "items": [
+                {
+                    "id": item["id"],
+                    "price": prices[keys[item["price"]["metadata"]["meterline_part"]]],
+                }
+                for item in subscription.to_dict()["items"]["data"]
+            ]
+        },
+    )
+
+
+@pytest.mark.parametrize("early", [["1200"], []])
+def test_usage_of_the_plan_before_that_comes_after_the_change_is_billed_by_that_plan(
+    office: Office, early: list[str]
+) -> None:
+    use(office.world, *early)
+    before = sum(Decimal(quantity) for quantity in early)
+    office.world.clock.move(5 * 86_400)
+    change_plan(office, "team")
+    office.world.clock.move(86_400)
+    use(office.world, "10500")
+    # Stripe takes these: the period is open. But what it billed at the change stays as it was.
+    use(office.world, "1500", "7", at=START + timedelta(days=1))
+    draft = office.go_to_renewal()
+    settled = office.look(draft.id)
+    assert settled.check.state is CheckState.AGREED
+    assert office.get(draft.id).auto_advance, "what cannot change is no reason to hold it"
+    late = price(str(before + 1507)) - price(str(before))
+    assert [each.amount_minor for each in settled.late] == [late]
+    assert [item.amount for item in late_items(office)] == [late]
+    spans = {span.plan: span for span in settled.check.spans}
+    assert spans["team"].billed_sub_units == 10_500_000
+    office.look(draft.id)
+    use(office.world, "20", at=START + timedelta(days=2))
+    office.world.clock.move(2 * 3600)
+    office.look(draft.id)
+    assert sum(item.amount for item in late_items(office)) == late + 10
+    assert office.look(draft.id).check.agrees
+
+
+def late_items(office: Office) -> list[Any]:
+    """What was billed late; not what Stripe itself billed when the plan changed."""
+    return [item for item in office.items() if LATE_KEY in (item.metadata or {})]
+
+
+def test_usage_of_the_last_period_that_comes_after_the_end_is_billed(office: Office) -> None:
+    use(office.world, "1000")
+    [subscription] = office.stripe.v1.subscriptions.list(
+        {"customer": str(office.world.billing_customer)}
+    ).data
+    office.world.clock.move(86_400)
+    office.stripe.v1.subscriptions.cancel(subscription.id, {"invoice_now": True})
+    [draft] = [each for each in office.list_invoices() if each.status == "draft"]
+    assert office.look(draft.id).check.state is CheckState.AGREED
+    # The draft takes what was used before the end, and nothing of after it.
+    office.world.clock.move(1800)
+    use(office.world, "30", at=START + timedelta(hours=1))
+    use(office.world, "500", at=START + timedelta(hours=24, minutes=20))
+    office.world.clock.move(2 * 3600)
+    assert office.look(draft.id).check.state is CheckState.FINAL
+    assert office.get(draft.id).total == price("1030")
+    use(office.world, "70", at=START + timedelta(hours=2))
+    use(office.world, "600", at=START + timedelta(hours=25))
+    office.recheck()
+    assert sum(item.amount for item in office.items()) == price("1100") - price("1030")
+    codes = Counter(kind for kind, _sub_units in office.world.read_problems().values())
+    assert codes == {"refused": 2}, "the rest is listed: there was no subscription"
 
 
 def test_an_invoice_that_is_void_asks_for_nothing_late(office: Office) -> None:

@@ -245,7 +245,14 @@ def page(*objects: Mapping[str, Any]) -> Answer:
     return 200, {"object": "list", "data": list(objects), "has_more": False, "url": "/v1/x"}, {}
 
 
-def subscription(start_s: int, end_s: int, usage_type: str = "metered") -> dict[str, Any]:
+def subscription(
+    start_s: int,
+    end_s: int,
+    usage_type: str = "metered",
+    *,
+    cancel_at: int | None = None,
+    ended_at: int | None = None,
+) -> dict[str, Any]:
     item = {
         "id": "si_1",
         "object": "subscription_item",
@@ -258,7 +265,8 @@ def subscription(start_s: int, end_s: int, usage_type: str = "metered") -> dict[
         },
     }
     listed = {"object": "list", "data": [item], "has_more": False, "url": "/v1/x"}
-    return {"id": "sub_1", "object": "subscription", "items": listed}
+    told = {"id": "sub_1", "object": "subscription", "items": listed}
+    return {**told, "cancel_at": cancel_at, "ended_at": ended_at}
 
 
 def draft(
@@ -270,6 +278,7 @@ def draft(
         "object": "invoice",
         "billing_reason": reason,
         "period_start": start_s,
+        "period_end": PERIOD[0],
         "automatically_finalizes_at": finalizes_at,
         "parent": {"type": "subscription_details"},
         "lines": lines,
@@ -338,13 +347,30 @@ def test_a_draft_that_bills_no_usage_of_the_last_period_does_not_reopen_it() -> 
 
 
 def test_the_draft_after_a_cancellation_takes_usage_until_it_is_final() -> None:
-    billing, _ = make_billing(page(), page(draft(NOW_S - 500, NOW_S + 3000)))
-    assert billing.billable_from("cus_1") == BillableFrom(NOW_S - 500)
+    start_s = PERIOD[0] - 500
+    billing, _ = make_billing(page(), page(draft(start_s, NOW_S + 3000)))
+    assert billing.billable_from("cus_1") == BillableFrom(start_s, PERIOD[0])
+
+
+def test_after_the_end_what_was_used_before_it_is_late_and_the_rest_is_not_billed() -> None:
+    ended = subscription(*PERIOD, ended_at=NOW_S - 7200)
+    licensed = subscription(*PERIOD, "licensed", ended_at=NOW_S)
+    billing, http = make_billing(page(), page(), page(ended, licensed))
+    assert billing.billable_from("cus_1") == BillableFrom(NOW_S - 7200, NOW_S - 7200)
+    assert "status=ended" in http.asked[2][1]
+
+
+def test_a_subscription_that_is_cancelled_takes_usage_until_it_ends() -> None:
+    ending = subscription(*PERIOD, cancel_at=PERIOD[1])
+    billing, _ = make_billing(page(ending), page())
+    assert billing.billable_from("cus_1") == BillableFrom(PERIOD[0], PERIOD[1])
+    billing, _ = make_billing(page(ending, subscription(*PERIOD)), page())
+    assert billing.billable_from("cus_1") == BillableFrom(PERIOD[0])
 
 
 @pytest.mark.parametrize("subscriptions", [[], [subscription(*PERIOD, usage_type="licensed")]])
 def test_without_a_metered_item_nothing_is_billed(subscriptions: list[dict[str, Any]]) -> None:
-    billing, _ = make_billing(page(*subscriptions), page())
+    billing, _ = make_billing(page(*subscriptions), page(), page())
     found = billing.billable_from("cus_1")
     assert isinstance(found, NotBilled)
     assert found.code == RefusalCode.NO_SUBSCRIPTION

@@ -281,6 +281,7 @@ def _write_span(span: CheckedSpan) -> list[Any]:
         span.plan,
         str(span.settled_sub_units),
         str(span.settling_sub_units),
+        span.is_closed,
     ]
 
 
@@ -310,10 +311,19 @@ def _read_span(
     plan: str | None,
     settled: str,
     settling: str,
+    is_closed: bool = False,
 ) -> CheckedSpan:
-    period = Period(parse_time(start), parse_time(end))
     return CheckedSpan(
-        meter, period, int(ledger), int(billed), events, digest, plan, int(settled), int(settling)
+        meter,
+        Period(parse_time(start), parse_time(end)),
+        int(ledger),
+        int(billed),
+        events,
+        digest,
+        plan,
+        int(settled),
+        int(settling),
+        is_closed,
     )
 
 

@@ -166,13 +166,12 @@ class StripeBilling:
     def _read_billable(self, billing_customer: str, now_s: float) -> _Cached:
         v1 = self._stripe.open().v1
         by_customer: SubscriptionListParams = {"customer": billing_customer, "limit": 100}
-        subscriptions = v1.subscriptions.list(by_customer)
-        items = [
-            item
-            for subscription in subscriptions.auto_paging_iter()
-            for item in subscription.items.data
-            if _is_metered(item)
+        subscriptions = [
+            subscription
+            for subscription in v1.subscriptions.list(by_customer).auto_paging_iter()
+            if _metered_items(subscription)
         ]
+        items = [item for each in subscriptions for item in _metered_items(each)]
         drafts: InvoiceListParams = {
             "customer": billing_customer,
             "status": "draft",
@@ -187,10 +186,7 @@ class StripeBilling:
         starts = [item.current_period_start for item in items]
         starts += [start for invoice in invoices for start in _metered_starts(invoice, prices)]
         if not starts:
-            return _Cached(
-                NotBilled(RefusalCode.NO_SUBSCRIPTION, "no subscription with a metered item"),
-                now_s + _SHORT_CACHE_S,
-            )
+            return _Cached(self._read_ended(billing_customer), now_s + _SHORT_CACHE_S)
         ends = [float(item.current_period_end) for item in items]
         for invoice in invoices:
             at_s = invoice.automatically_finalizes_at
@@ -200,7 +196,29 @@ class StripeBilling:
             # Stripe turns the period in a moment (a test clock, when it is moved). Until then the
             # old start is the safe one: the old period's invoice is a draft for an hour at least.
             until_s = now_s + _SHORT_CACHE_S
-        return _Cached(BillableFrom(min(starts)), min(until_s, now_s + _LONG_CACHE_S))
+        lasts = [each.cancel_at for each in subscriptions] or [each.period_end for each in invoices]
+        known = [at_s for at_s in lasts if at_s is not None]
+        billable = BillableFrom(min(starts), max(known) if len(known) == len(lasts) else None)
+        return _Cached(billable, min(until_s, now_s + _LONG_CACHE_S))
+
+    def _read_ended(self, billing_customer: str) -> BillableFrom | NotBilled:
+        """Where nothing is billed any more: what was used before the end came too late for the
+        last invoice, and what came after it is on none."""
+        listing: SubscriptionListParams = {
+            "customer": billing_customer,
+            "status": "ended",
+            "limit": 100,
+        }
+        ends = [
+            subscription.ended_at
+            for subscription in self._stripe.open()
+            .v1.subscriptions.list(listing)
+            .auto_paging_iter()
+            if subscription.ended_at is not None and _metered_items(subscription)
+        ]
+        if not ends:
+            return NotBilled(RefusalCode.NO_SUBSCRIPTION, "no subscription with a metered item")
+        return BillableFrom(max(ends), max(ends))
 
 
 def _make_session(pool_size: int) -> requests.Session:
@@ -303,9 +321,12 @@ def _causes(error: BaseException) -> Iterable[BaseException]:
         open_errors += [next_ for next_ in nexts if isinstance(next_, BaseException)]
 
 
-def _is_metered(item: stripe.SubscriptionItem) -> bool:
-    recurring = item.price.recurring
-    return recurring is not None and recurring.usage_type == "metered"
+def _metered_items(subscription: stripe.Subscription) -> list[stripe.SubscriptionItem]:
+    return [
+        item
+        for item in subscription.items.data
+        if item.price.recurring is not None and item.price.recurring.usage_type == "metered"
+    ]
 
 
 def _metered_starts(invoice: stripe.Invoice, prices: set[str]) -> Iterable[int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from meterline.adapters.stripe_access import StripeAccess, read_refusal, translate_errors
@@ -41,7 +42,7 @@ class StripeInvoices:
                 client = self._stripe.open()
                 found = client.v1.invoices.retrieve(invoice)
                 lines = client.v1.invoices.line_items.list(invoice, {"limit": 100})
-                usage = self._read_usage(client, lines.auto_paging_iter())
+                usage = self._read_usage(client, found, list(lines.auto_paging_iter()))
         except BillingUnavailableError as error:
             if read_refusal(error) == "resource_missing":
                 raise NotFoundError(f"no such invoice: {invoice}") from error
@@ -116,30 +117,39 @@ class StripeInvoices:
             raise
 
     def _read_usage(
-        self, client: stripe.StripeClient, lines: Iterator[stripe.InvoiceLineItem]
+        self,
+        client: stripe.StripeClient,
+        invoice: stripe.Invoice,
+        lines: Sequence[stripe.InvoiceLineItem],
     ) -> list[UsageLine]:
-        quantities: defaultdict[tuple[str, Period, str | None], list[int]] = defaultdict(
+        quantities: defaultdict[tuple[str, Period, str | None, bool], list[int]] = defaultdict(
             lambda: [0, 0]
         )
+        plans_until: dict[datetime, str] = {}
         for line in lines:
             details = getattr(line.pricing, "price_details", None)
             if details is None or line.parent is None:
                 continue
-            if line.parent.type != "subscription_item_details":
-                continue
             price = details.price if isinstance(details.price, str) else details.price.id
             event_name, plan = self._read_price(client, price)
             if event_name is None:
+                if plan is not None and _is_given_back(line):
+                    plans_until[_moment(line.period.start)] = plan
                 continue
+            # A metered price that is taken off in mid-period is billed by invoice items.
+            is_closed = line.parent.type != "subscription_item_details"
             period = Period(_moment(line.period.start), _moment(line.period.end))
             # Flat amounts of a tier are lines of their own, of quantity zero.
-            found = quantities[event_name, period, plan]
+            found = quantities[event_name, period, plan, is_closed]
             found[0] += line.quantity or 0
             found[1] += line.amount
-        return [
-            UsageLine(event_name, period, quantity, amount, plan)
-            for (event_name, period, plan), (quantity, amount) in quantities.items()
+        usage = [
+            UsageLine(event_name, period, quantity, amount, plan, is_closed)
+            for (event_name, period, plan, is_closed), (quantity, amount) in quantities.items()
         ]
+        if invoice.billing_reason == "subscription_cycle":
+            usage += _find_empty_parts(usage, _moment(invoice.period_start), plans_until)
+        return usage
 
     def _read_price(self, client: stripe.StripeClient, price: str) -> tuple[str | None, str | None]:
         """The event name of the meter that a price bills, if it bills one, and its plan."""
@@ -150,6 +160,34 @@ class StripeInvoices:
             tags = found.metadata.to_dict() if found.metadata is not None else {}
             self._prices[price] = (event_name, tags.get(PLAN_KEY))
         return self._prices[price]
+
+
+def _is_given_back(line: stripe.InvoiceLineItem) -> bool:
+    """Whether it gives back what was paid ahead for a price that was taken off."""
+    item = line.parent.invoice_item_details if line.parent is not None else None
+    return item is not None and item.proration and line.amount <= 0
+
+
+def _find_empty_parts(
+    usage: Sequence[UsageLine], start: datetime, plans_until: Mapping[datetime, str]
+) -> Iterator[UsageLine]:
+    """The parts of a period whose plan was changed before anything of them was counted.
+
+    No line bills them, but usage may still come. What tells of them is what was given back of the
+    plan's flat fee: `plans_until` has each plan by the moment at which it was left.
+    """
+    by_meter: defaultdict[str, list[Period]] = defaultdict(list)
+    for line in usage:
+        by_meter[line.event_name].append(line.period)
+    for event_name, periods in by_meter.items():
+        at = start
+        for period in sorted(periods, key=attrgetter("start")):
+            for moment in sorted(plans_until):
+                if at < moment <= period.start:
+                    plan = plans_until[moment]
+                    yield UsageLine(event_name, Period(at, moment), 0, 0, plan, is_closed=True)
+                    at = moment
+            at = max(at, period.end)
 
 
 def _moment(at_s: int) -> datetime:

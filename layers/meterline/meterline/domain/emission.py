@@ -173,9 +173,11 @@ class BillingLimits:
 
 @dataclass(frozen=True, slots=True)
 class BillableFrom:
-    """Usage at or after `at_s` still comes onto an invoice."""
+    """Usage at or after `at_s`, and before `until_s`, still comes onto an invoice."""
 
     at_s: int
+    until_s: int | None = None
+    """When the subscription ended or is known to end: what is used after that is on no invoice."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,9 @@ class UsageLine:
     amount_minor: int
     plan: str | None
     """The plan that the price belongs to, where it is one of our catalog."""
+    is_closed: bool = False
+    """Billed at the moment when its price was taken off the subscription: usage that came later
+    is not on it, even while the invoice is a draft."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,8 @@ class CheckedSpan:
     settling_sub_units: int = 0
     """What is being settled at this moment: written first, so that after a crash the same part is
     settled, whatever else has come by then."""
+    is_closed: bool = False
+    """No usage is added to it any more (`UsageLine.is_closed`)."""
 
     @property
     def owed_sub_units(self) -> int:
@@ -197,6 +202,7 @@ def check_span(
         line.plan,
         before.settled_sub_units if before is not None else 0,
         before.settling_sub_units if before is not None else 0,
+        line.is_closed,
     )
 
 

@@ -233,6 +233,12 @@ def find_lapse(
             "period_final",
             f"its period's invoice is final; usage counts from {_moment(billable.at_s)} on",
         )
+    if billable.until_s is not None and at_s >= billable.until_s:
+        return (
+            Lapse.REFUSED,
+            RefusalCode.NO_SUBSCRIPTION,
+            f"the subscription ended at {_moment(billable.until_s)}",
+        )
     if at_s > now_s + limits.max_ahead_s + MAX_HOLD_S:
         return Lapse.REFUSED, RefusalCode.IN_FUTURE, "too far in the future to wait for"
     return None

@@ -1,7 +1,8 @@
 """No invoice leaves while it says something else than the ledger.
 
-A draft that differs is held at once and released by itself as soon as the two agree. A final one
-that differs is settled as late usage: billed on the next invoice, or waived, by policy.
+A draft that differs is held at once and released by itself as soon as the two agree. What can no
+longer change, a final invoice or the part of a period before its plan changed, is settled as late
+usage where it differs: billed on the next invoice, or waived, by policy.
 """
 
 from __future__ import annotations
@@ -143,19 +144,21 @@ class SettleInvoices:
             version=before.version if before is not None else 0,
         )
         state = before.state if before is not None else None
-        if invoice.is_draft:
-            return InvoiceSettled(invoice, self._steer(invoice, check, state, now), state)
-        check = replace(
-            check,
-            state=CheckState.FINAL if check.agrees else CheckState.FINAL_DIFFERS,
-            final_since=(before.final_since if before is not None else None) or now,
-        )
-        check = self._checks.save(check)
+        if not invoice.is_draft:
+            check = replace(
+                check,
+                state=CheckState.FINAL if check.agrees else CheckState.FINAL_DIFFERS,
+                final_since=(before.final_since if before is not None else None) or now,
+            )
+            check = self._checks.save(check)
         late: list[LateSettled] = []
-        for index in range(len(check.spans)):
-            check, settled = self._settle_late(invoice, check, index, now)
-            late += settled
-        if late and check.agrees:
+        for index, span in enumerate(check.spans):
+            if span.is_closed or not invoice.is_draft:
+                check, settled = self._settle_late(invoice, check, index, now)
+                late += settled
+        if invoice.is_draft:
+            check = self._steer(invoice, check, state, now)
+        elif late and check.agrees:
             check = self._checks.save(replace(check, state=CheckState.FINAL))
         return InvoiceSettled(invoice, check, state, late)
 
@@ -217,9 +220,11 @@ class SettleInvoices:
         item = None
         if amount and not waived:
             first = span.billed_sub_units + span.settled_sub_units
+            # A plan that changed in mid-period makes two spans of one meter: the start tells them.
+            start_s = int(span.period.start.timestamp())
             item = self._invoices.bill_late(
                 invoice.billing_customer,
-                name=f"{invoice.id}:{span.meter}:{first}:{first + owed}",
+                name=f"{invoice.id}:{span.meter}:{start_s}:{first}:{first + owed}",
                 amount_minor=amount,
                 currency=check.currency,
                 description=_describe(span, meter, owed),
