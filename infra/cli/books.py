@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,9 +29,9 @@ from meterline.adapters.sqs_emission_queue import SqsEmissionQueue
 from meterline.adapters.sqs_parked import SqsParked
 from meterline.adapters.stripe_invoices import StripeInvoices
 from meterline.adapters.stripe_usage import StripeUsage
-from meterline.bootstrap import make_reconciliation
+from meterline.bootstrap import make_reconciliation, make_recount
 from meterline.catalog import load_meters
-from meterline.domain.invoice_checks import InvoiceCheck
+from meterline.domain.invoice_checks import InvoiceCheck, write_event_line
 from meterline.domain.reconciliation import Difference
 from meterline.errors import MeterlineError
 from meterline.services.reconcile_customers import ReconcileCustomers
@@ -101,6 +102,65 @@ def reconcile(
     click.echo(f"{agree} of {len(run.books)} agree, {len(run.failed)} could not be compared")
     if run.failed or agree < len(run.books):
         raise SystemExit(1)
+
+
+@command.command("recount")
+@click.argument("customers", nargs=-1)
+@click.option("--meter", "only", type=click.Choice([*load_meters()]), help="This one alone.")
+@click.option("--from", "start", type=click.DateTime(), required=True, help="UTC, of the events.")
+@click.option("--to", "end", type=click.DateTime(), help="UTC, not included; now if not given.")
+@click.option("--dry-run", is_flag=True, help="List them, and change nothing.")
+@reason_options
+@stack_option
+def recount(
+    stack_name: str,
+    customers: tuple[str, ...],
+    only: str | None,
+    start: datetime,
+    end: datetime | None,
+    actor: str,
+    reason: str,
+    *,
+    dry_run: bool,
+) -> None:
+    """Count and bill what the stream has lost of CUSTOMERS, or of all: each event once.
+
+    Events of the last two hours are left to the stream.
+    """
+    stack, wire = _open(stack_name)
+    trail = Trail(stack, wire, actor, reason)
+    now = datetime.now(UTC)
+    span = (start.replace(tzinfo=UTC), end.replace(tzinfo=UTC) if end else now)
+    job = make_recount(
+        wire,
+        events_table=stack.table("Events"),
+        totals_table=stack.table("Totals"),
+        emissions_table=stack.table("Emissions"),
+        queue=SqsEmissionQueue(stack.outputs["EmissionsQueueUrl"], boto3.client("sqs")),
+    )
+    if not dry_run:
+        trail.record("recount", " ".join(customers) or "all", "begun")
+    accounts = DynamoAccounts(wire, stack.table("Accounts"))
+    meters = [meter for name, meter in load_meters().items() if only in (None, name)]
+    pairs = [(name, meter) for name in customers or _list_customers(accounts) for meter in meters]
+    total = 0
+    with click.progressbar(pairs, label="looking", file=sys.stderr) as looking:
+        for customer, meter in looking:
+            if dry_run:
+                for entry in job.find(customer, meter, *span, now):
+                    total += 1
+                    click.echo(write_event_line(entry))
+                continue
+            subject = f"{customer}#{meter.id}"
+            found = job(customer, meter, *span, now)
+            total += found.events
+            if found.events or found.unreadable:
+                told = f"{found.events} events, {found.sub_units} sub-units"
+                if found.unreadable:
+                    told += f", {found.unreadable} that {meter.id} cannot count"
+                trail.record("recount", subject, told)
+                click.echo(f"{subject}\t{told}")
+    click.echo(f"{total} events {'are uncounted' if dry_run else 'counted'}", err=True)
 
 
 @command.command("findings")
@@ -204,6 +264,13 @@ def audit(stack_name: str, month: str | None) -> None:
 def _open(stack_name: str) -> tuple[Stack, DynamoWire]:
     stack = open_stack(stack_name)
     return stack, stack.wire()
+
+
+def _list_customers(accounts: DynamoAccounts) -> Iterator[str]:
+    after: str | None = None
+    while page := accounts.list_customers(100, after):
+        yield from (each.id for each in page)
+        after = page[-1].id
 
 
 def _settlement(

@@ -65,6 +65,7 @@ class Auditor:
             self.emissions,
             SqsEmissionQueue("queue", sqs),
             SqsEmissionInbox("queue", "dead", lambda: sqs),
+            world.recounter(),
         )
 
     def look(

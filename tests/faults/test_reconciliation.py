@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 import pytest
 
@@ -16,9 +17,10 @@ from meterline.domain.dropped import DroppedUsage
 from meterline.domain.emission import BatchDue, HourDue
 from meterline.domain.reconciliation import Cause, Difference
 from meterline.domain.sending import BatchSending, Progress
+from meterline.domain.usage import EventKey
 from meterline.services.reconcile_usage import Repair
 from tests.faults.audited import Auditor
-from tests.faults.whole_path import Surroundings, World
+from tests.faults.whole_path import METERS, Surroundings, World
 
 START = datetime.now(UTC).replace(minute=20, second=0, microsecond=0) - timedelta(days=3)
 DAY_S = 86_400
@@ -31,7 +33,6 @@ class Scene:
 
     world: World
     auditor: Auditor
-    dated: set[str] = field(default_factory=set)
 
     def use(self, *quantities: str, meter: str = "credits") -> None:
         """Report events, a minute apart, and have them counted but not yet sent."""
@@ -47,30 +48,11 @@ class Scene:
         """Count what is in the stream."""
         while self.world.deliver_records():
             continue
-        self._date_batches()
 
     def settle(self) -> None:
         """Let all go its way."""
         self.project()
         self.world.drain()
-
-    def _date_batches(self) -> None:
-        """Batches are dated by the machine's clock; here the test's own is the one that counts."""
-        store = self.world.around.store
-        for record in self.auditor.records.batches_since(
-            self.world.customer, "credits", START - timedelta(days=40)
-        ):
-            if record.due.batch not in self.dated:
-                self.dated.add(record.due.batch)
-                store.client().update_item(
-                    TableName=store.tables.emissions,
-                    Key={
-                        "pk": {"S": f"{self.world.customer}#credits"},
-                        "sk": {"S": f"batch#{record.due.batch}"},
-                    },
-                    UpdateExpression="SET made_at = :at",
-                    ExpressionAttributeValues={":at": {"S": self.world.clock.now().isoformat()}},
-                )
 
     def causes(self, books_meter: str = "credits") -> dict[Cause, int]:
         """One look: what is missing at Stripe, by cause."""
@@ -120,6 +102,37 @@ def test_what_the_projection_has_not_counted_is_uncounted(scene: Scene) -> None:
     assert scene.causes() == {}, "the totals know nothing of it: nothing differs there yet"
     scene.project()
     assert scene.causes() == {Cause.NOT_SENT: 4000}
+
+
+@pytest.mark.parametrize("meter", ["credits", "tokens"])
+def test_what_the_stream_has_lost_is_named_then_counted_and_billed_once(
+    scene: Scene, meter: str
+) -> None:
+    scene.use("1", "2", meter=meter)
+    scene.settle()
+    scene.use("4", "0", meter=meter)
+    names = list(scene.world.sent)[-2:]
+    scene.world.lose_records()
+    scene.use("8", meter=meter)
+    scene.settle()
+    scene.world.clock.move(3 * 3600)
+    lost = METERS[meter].to_sub_units(Decimal(4))
+    [difference] = scene.auditor.look(meter, repair=False).differences
+    [told] = difference.explanations
+    assert (told.cause, told.sub_units, told.events) == (Cause.UNCOUNTED, lost, 2)
+    assert set(told.identifiers) == {
+        EventKey(scene.world.customer, "backend", name).identifier for name in names
+    }
+    books = scene.auditor.look(meter)
+    assert [(each.repair, each.events) for each in books.repaired if each.events] == [
+        (Repair.RECOUNTED, 2)
+    ]
+    scene.world.drain()
+    scene.world.clock.move(3600)
+    books = scene.auditor.look(meter)
+    assert books.agrees
+    assert books.billed_sub_units == METERS[meter].to_sub_units(Decimal(15))
+    assert not books.repaired
 
 
 def test_a_part_of_an_hour_that_was_never_counted_is_named(scene: Scene) -> None:

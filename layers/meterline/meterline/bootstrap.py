@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from meterline.services.recheck_invoices import RecheckInvoices
     from meterline.services.reconcile_customers import ReconcileCustomers
     from meterline.services.reconcile_usage import ReconcileUsage
+    from meterline.services.recount_usage import RecountUsage
     from meterline.services.report_usage import ReportUsage
     from meterline.services.set_limits import SetLimits
     from meterline.services.settle_invoices import SettleInvoices
@@ -661,8 +662,40 @@ def make_reconciliation(
             DynamoEmissions(wire, emissions_table),
             queue,
             inbox,
+            make_recount(
+                wire,
+                events_table=events_table,
+                totals_table=totals_table,
+                emissions_table=emissions_table,
+                queue=queue,
+            ),
         ),
         counted,
+    )
+
+
+def make_recount(
+    wire: DynamoWire,
+    *,
+    events_table: str,
+    totals_table: str,
+    emissions_table: str,
+    queue: EmissionQueue,
+) -> RecountUsage:
+    """The count of what the stream lost, for reconciliation and for the operator's command."""
+    from meterline.adapters.dynamodb_counted import DynamoCountedEvents
+    from meterline.adapters.dynamodb_emissions import MAX_ENTRIES
+    from meterline.adapters.dynamodb_ledger import DynamoLedger
+    from meterline.adapters.dynamodb_totals import MAX_STEP_ITEMS, DynamoTotals
+    from meterline.services.recount_usage import RecountUsage
+
+    return RecountUsage(
+        DynamoLedger(wire, events_table),
+        DynamoCountedEvents(wire, emissions_table),
+        DynamoTotals(wire, totals_table, emissions_table),
+        queue,
+        max_items=MAX_STEP_ITEMS,
+        max_entries=MAX_ENTRIES,
     )
 
 

@@ -601,6 +601,12 @@ class CountedHours(Protocol):
         """Sub-units of each hour that has any, read strongly consistently."""
         ...
 
+    def count_hours(
+        self, customer: str, meter: str, start: datetime, end: datetime
+    ) -> Mapping[datetime, HourTotal]:
+        """The same, with the number of events of each hour."""
+        ...
+
 
 class SendingRecords(Protocol):
     """How far the sending of what the ledger holds is, batch by batch."""

@@ -20,6 +20,7 @@ from meterline.adapters.dynamodb_emissions import (
 from meterline.adapters.dynamodb_wire import DynamoWire, Item, query_pages, read_many
 from meterline.adapters.partition_keys import partition_key
 from meterline.domain.emission import BatchDue, Lapse
+from meterline.domain.measuring import HourTotal
 from meterline.domain.periods import Period
 from meterline.domain.reconciliation import BatchRecord, SentEntry
 from meterline.errors import SearchedTooLongError
@@ -145,6 +146,13 @@ class DynamoCountedHours:
         self, customer: str, meter: str, start: datetime, end: datetime
     ) -> Mapping[datetime, int]:
         """Sub-units of each hour in [start, end), both on the hour; a month is about ten units."""
+        counted = self.count_hours(customer, meter, start, end)
+        return {hour: total.sub_units for hour, total in counted.items()}
+
+    def count_hours(
+        self, customer: str, meter: str, start: datetime, end: datetime
+    ) -> Mapping[datetime, HourTotal]:
+        """The same, with the number of events of each hour."""
         request = {
             "TableName": self._table,
             "KeyConditionExpression": "pk = :pk AND sk BETWEEN :first AND :last",
@@ -155,13 +163,15 @@ class DynamoCountedHours:
             },
             "ConsistentRead": True,
         }
-        found: dict[datetime, int] = {}
+        found: dict[datetime, HourTotal] = {}
         for item in query_pages(self._wire, request):
             day = datetime.fromisoformat(item["sk"]["S"].removeprefix("day#")).replace(tzinfo=UTC)
             for hour in range(24):
                 at = day + timedelta(hours=hour)
                 if f"q{hour:02d}" in item and start <= at < end:
-                    found[at] = int(item[f"q{hour:02d}"]["N"])
+                    found[at] = HourTotal(
+                        int(item[f"q{hour:02d}"]["N"]), int(item[f"n{hour:02d}"]["N"])
+                    )
         return found
 
     def has_usage(self, customer: str, meter: str, start: datetime, end: datetime) -> bool:

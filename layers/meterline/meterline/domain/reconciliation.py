@@ -233,6 +233,17 @@ def _explain_rest(rest: int, unsure: Sequence[Explanation]) -> list[Explanation]
     return [Explanation(Cause.MISSING if rest > 0 else Cause.FOREIGN, rest, 0)]
 
 
+def explain_lost(key: HourKey, lost: Sequence[tuple[str, int]], local_sub_units: int) -> Difference:
+    """An hour that both sides count alike, and from which the stream has lost events.
+
+    `lost` are their identifiers and sub-units.
+    """
+    total = sum(sub_units for _, sub_units in lost)
+    names = tuple(identifier for identifier, _ in lost[:5])
+    told = (Explanation(Cause.UNCOUNTED, total, len(lost), "", names),)
+    return Difference(key, local_sub_units + total, local_sub_units, told)
+
+
 def explain_stale(key: HourKey, local_sub_units: int, billed_sub_units: int) -> Difference:
     """An hour of a meter that is sent as totals: sending the total again mends it."""
     rest = local_sub_units - billed_sub_units

@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 from meterline.domain.dropped import DroppedUsage
 from meterline.domain.emission import BatchDue, HourDue, Lapse, Problem
-from meterline.domain.measuring import HOUR, floor_hour
+from meterline.domain.measuring import HOUR, HourTotal, floor_hour
 from meterline.domain.meters import EmissionMode, Meter
+from meterline.domain.projection import RECOUNT_AGE_S
 from meterline.domain.reconciliation import (
     GRACE,
     Cause,
@@ -27,6 +28,7 @@ from meterline.domain.reconciliation import (
     SentEntry,
     diverges,
     explain_hour,
+    explain_lost,
     explain_stale,
     hour_of,
 )
@@ -46,6 +48,7 @@ from meterline.ports import (
     ParkedBatches,
     SendingRecords,
 )
+from meterline.services.recount_usage import RecountUsage
 from meterline.services.settle_by_evidence import SettleByEvidence, Settled
 
 LOOK_CLOSELY = timedelta(hours=96)
@@ -54,6 +57,8 @@ OLDEST = timedelta(days=35)
 """Older usage is not taken any more (Stripe's API reference, meter events)."""
 CLOSED_FOR = timedelta(days=4)
 """For so long a period that has ended is compared too: a draft can be held for three days."""
+SWEEP = timedelta(hours=2)
+"""So much of the ledger is held against the totals by each run; `closely`, all of it."""
 STUCK_FOR = timedelta(hours=1)
 """A batch that nobody works off for so long is handed to the emitter again."""
 _CHUNK = 90
@@ -67,6 +72,8 @@ class Repair(StrEnum):
 
     HANDED_OVER = "handed_over"
     TOTAL_SENT_AGAIN = "total_sent_again"
+    RECOUNTED = "recounted"
+    """What the stream had lost was counted from the ledger."""
     TAKEN_BACK = "taken_back"
     """What the billing layer dropped counts as refused now, and lies in the dead-letter queue."""
 
@@ -129,6 +136,7 @@ class ReconcileUsage:
         store: EmissionStore,
         queue: EmissionQueue,
         inbox: EmissionInbox,
+        recount: RecountUsage,
     ) -> None:
         self._counted = counted
         self._billed = billed
@@ -140,6 +148,7 @@ class ReconcileUsage:
         self._store = store
         self._queue = queue
         self._inbox = inbox
+        self._recount = recount
         self._settle = SettleByEvidence(records, ledger, billed, dropped, store, queue)
 
     def __call__(
@@ -159,6 +168,9 @@ class ReconcileUsage:
         and `StorageUnavailableError`.
         """
         start, end = span
+        lost, recounted = self._find_lost(
+            customer, meter, start, end, now, repair=repair, closely=closely
+        )
         hours = self._read_hours(customer, billing_customer, meter, start, end, closely=closely)
         differing = hours.differing()
         local = sum(hours.local.values())
@@ -171,9 +183,61 @@ class ReconcileUsage:
                 books = self._work_off_events(
                     books, billing_customer, meter, hours, differing, now, repair=repair
                 )
+        told = {each.key.hour for each in books.differences}
+        books = replace(
+            books,
+            differences=[*books.differences, *(each for each in lost if each.key.hour not in told)],
+            repaired=[*recounted, *books.repaired],
+        )
         if repair:
             self._keep(books, now)
         return books
+
+    def _find_lost(
+        self,
+        customer: str,
+        meter: Meter,
+        start: datetime,
+        end: datetime,
+        now: datetime,
+        *,
+        repair: bool,
+        closely: bool,
+    ) -> tuple[list[Difference], list[Repaired]]:
+        """What neither the totals nor the billing layer know of, because the stream has lost it.
+
+        Found by holding the ledger against the totals; told by the hour, or counted now.
+        """
+        end = min(end, floor_hour(now - timedelta(seconds=RECOUNT_AGE_S)))
+        start = start if closely else max(start, end - SWEEP)
+        if start >= end:
+            return [], []
+        counted = self._counted.count_hours(customer, meter.id, start, end)
+        held: defaultdict[datetime, list[int]] = defaultdict(lambda: [0, 0])
+        for entry in self._ledger.events_between(customer, start, end):
+            if entry.meter == meter.id:
+                hour = held[floor_hour(entry.at)]
+                hour[0] += meter.to_sub_units(entry.quantity)
+                hour[1] += 1
+        suspects = [hour for hour in held if counted.get(hour, (0, 0)) != tuple(held[hour])]
+        if not suspects:
+            return [], []
+        first, last = min(suspects), max(suspects) + HOUR
+        if repair:
+            done = self._recount(customer, meter, first, last, now)
+            about = f"{first:%Y-%m-%dT%H}/{last:%Y-%m-%dT%H}"
+            return [], [Repaired(Repair.RECOUNTED, about, done.events)] if done.events else []
+        lost: defaultdict[datetime, list[LedgerEntry]] = defaultdict(list)
+        for entry in self._recount.find(customer, meter, first, last, now):
+            lost[floor_hour(entry.at)].append(entry)
+        return [
+            explain_lost(
+                HourKey(customer, meter.id, hour),
+                [(each.key.identifier, meter.to_sub_units(each.quantity)) for each in entries],
+                counted.get(hour, HourTotal(0, 0)).sub_units,
+            )
+            for hour, entries in lost.items()
+        ], []
 
     def _read_hours(
         self,
