@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 from meterline.catalog import load_meters, load_plans
@@ -13,12 +13,15 @@ from meterline.domain.authorizations import MAX_HOLDS, Budget, Hold, Use, count_
 from meterline.domain.breaker import DayUse
 from meterline.domain.controls import Freeze, Lifting, Standing
 from meterline.domain.customers import Customer
+from meterline.domain.invoice_checks import HoldReason
+from meterline.domain.invoice_spikes import ComparedInvoice
 from meterline.domain.limits import Limits
 from meterline.domain.measuring import HourTotal
 from meterline.domain.meters import Meter
 from meterline.domain.notifications import Happening, Notification
-from meterline.domain.periods import Period
+from meterline.domain.periods import Interval, Period, calendar_month
 from meterline.domain.pricing import Plan
+from meterline.domain.subscriptions import Subscription
 from meterline.ports import NotPublishedError
 from meterline.services.authorize_usage import AuthorizeUsage, Decision, Request
 from meterline.services.watch_usage import WatchUsage
@@ -177,10 +180,14 @@ class FakeBus:
 
 
 class FakeHistory:
-    """Keeps `UsageHistory`: so many sub-units on each of the days before, in one hour of each."""
+    """Keeps `UsageHistory`: each day before alike, an eighth of it in its peak hour.
+
+    `past` is what each period before used.
+    """
 
     def __init__(self) -> None:
         self.days: dict[str, int] = {}
+        self.past = 0
 
     def list_days(
         self, customer: str, meter: str, first: date, last: date
@@ -192,10 +199,37 @@ class FakeHistory:
         return {date.fromordinal(day): DayUse(size, size // 8) for day in span}
 
     def sum_hours(self, customer: str, meter: str, start: datetime, end: datetime) -> HourTotal:
-        return HourTotal(0, 0)
+        return HourTotal(self.past, 1)
 
     def find_top(self, customer: str, meter: str, day: date, kind: str) -> str | None:
         return f"the {kind}"
+
+
+class FakeActionHistory:
+    """Keeps `ActionHistory`: nothing was done before."""
+
+    def list_runs(
+        self, customer: str, meter: str, action: str, start: datetime, end: datetime, most: int
+    ) -> Sequence[Decimal]:
+        return ()
+
+
+class FakeInvoices:
+    """Keeps `ComparableInvoices`: a draft and the one before it, and whether it is held."""
+
+    def __init__(self, draft: ComparedInvoice, before: ComparedInvoice | None) -> None:
+        self._draft = draft
+        self._before = before
+        self.held: list[tuple[str, HoldReason]] = []
+
+    def read(self, invoice: str) -> ComparedInvoice:
+        return self._draft
+
+    def find_previous(self, invoice: str) -> ComparedInvoice | None:
+        return self._before
+
+    def hold(self, invoice: str, reason: HoldReason, why: str) -> None:
+        self.held.append((invoice, reason))
 
 
 class CatalogPlans:
@@ -238,9 +272,29 @@ class Guarded:
         return sum(self.budgets.get(customer, meter.id).pace.values())
 
     def make(self, customer: str, limits: Limits | None = None, plan: str = "pro") -> None:
-        """A customer with limits."""
+        """A customer with limits, whose subscription bills it for the calendar month."""
         found = Customer(customer, customer.title(), None, plan, None, NOW, NOW)
-        self.guardrails.standings[customer] = Standing(found, None, limits or Limits())
+        month = calendar_month(NOW)
+        subscription = Subscription(
+            id="sub_1",
+            status="active",
+            plan=plan,
+            currency="usd",
+            prices=("price_base", "price_use"),
+            metered_item="si_1",
+            meter="credits",
+            current=month,
+            anchor=month.start,
+            interval=Interval.MONTH,
+            interval_count=1,
+            started_at=month.start - timedelta(days=365),
+            cancel_at=None,
+            ended_at=None,
+            trial_start=None,
+            trial_end=None,
+            synced_at=NOW,
+        )
+        self.guardrails.standings[customer] = Standing(found, subscription, limits or Limits())
 
     def use(self, customer: str, quantity: str, authorization: str | None = None) -> None:
         """Usage of now, which is counted."""

@@ -31,7 +31,7 @@ from meterline.adapters.stripe_invoices import StripeInvoices
 from meterline.adapters.stripe_usage import StripeUsage
 from meterline.bootstrap import make_reconciliation, make_recount
 from meterline.catalog import load_meters
-from meterline.domain.invoice_checks import InvoiceCheck, write_event_line
+from meterline.domain.invoice_checks import HoldReason, InvoiceCheck, write_event_line
 from meterline.domain.reconciliation import Difference
 from meterline.errors import MeterlineError
 from meterline.services.reconcile_customers import ReconcileCustomers
@@ -220,12 +220,20 @@ def check(
 
 @command.command("release")
 @click.argument("invoice")
+@click.option(
+    "--hold",
+    type=click.Choice(["difference", "spike"]),
+    default="difference",
+    show_default=True,
+    help="Which reason to hold it ends: it is not the ledger's, or far above the last one.",
+)
 @stripe_options
 @reason_options
 @stack_option
 def release(
     stack_name: str,
     invoice: str,
+    hold: str,
     actor: str,
     reason: str,
     stripe_url: str | None,
@@ -233,18 +241,22 @@ def release(
     *,
     live: bool,
 ) -> None:
-    """Let the held INVOICE go although it differs from the ledger."""
+    """End a hold of INVOICE as it is; it goes when nothing holds it any more."""
     stack, wire = _open(stack_name)
     trail = Trail(stack, wire, actor, reason)
-    trail.record("release invoice", invoice, "begun")
+    trail.record(f"release invoice ({hold})", invoice, "begun")
     try:
-        _settlement(stack, wire, read_key(key_file, live=live), stripe_url).release(
-            invoice, actor=actor, reason=reason, now=datetime.now(UTC)
+        left = _settlement(stack, wire, read_key(key_file, live=live), stripe_url).release(
+            invoice, HoldReason[hold.upper()], actor=actor, reason=reason, now=datetime.now(UTC)
         )
     except MeterlineError as error:
         raise click.ClickException(f"{type(error).__name__}: {error}") from error
-    trail.record("release invoice", invoice, "released")
-    click.echo(f"{invoice} goes its way; Stripe finalises it within an hour or so")
+    trail.record(f"release invoice ({hold})", invoice, "released")
+    if left:
+        names = ", ".join(sorted(each.name.lower() for each in left))
+        click.echo(f"{invoice} is still held: {names}")
+    else:
+        click.echo(f"{invoice} goes its way; Stripe finalises it within an hour or so")
 
 
 @command.command("audit")

@@ -11,7 +11,7 @@ import pytest
 from infra.local.stack import LocalStack
 from infra.local.stripe_account import StripeAccount
 from infra.local.stripe_server import StripeControl
-from meterline.domain.invoice_checks import HOLD_KEY
+from meterline.domain.invoice_checks import HoldReason
 from tests.e2e.billed import BilledUsage, await_value, make_customer
 from tests.e2e.conftest import STRIPE_KEY, Api, Webhooks
 
@@ -111,7 +111,7 @@ def test_a_draft_that_differs_is_held_by_its_webhook_and_let_go_when_it_agrees(
     def held_for() -> bool:
         found = client.v1.invoices.retrieve(draft.id)
         marks = found.metadata.to_dict() if found.metadata is not None else {}
-        return not found.auto_advance and HOLD_KEY in marks
+        return not found.auto_advance and HoldReason.DIFFERENCE in marks
 
     await_value(held_for, True)
     assert invoke(stack, "SettleInvoices", {})["InvoicesHeld"] == 1

@@ -13,9 +13,10 @@ import pytest
 
 from infra.cli.billing_setup import base_lookup_key, usage_lookup_key
 from meterline.adapters.stripe_invoices import LATE_KEY
-from meterline.domain.invoice_checks import HOLD_KEY, CheckState, write_event_line
+from meterline.domain.invoice_checks import CheckState, HoldReason, write_event_line
 from meterline.domain.pricing import price_usage, total_minor
 from meterline.domain.usage import EventKey, LedgerEntry
+from meterline.errors import NotFoundError
 from meterline.services.settle_invoices import LatePolicy
 from tests.faults.invoiced import PRO, Office
 from tests.faults.whole_path import Crash, Surroundings, World
@@ -68,7 +69,7 @@ def test_a_draft_that_differs_is_held_until_what_was_missing_has_arrived(office:
     held = office.get(draft.id)
     assert held.auto_advance is False
     assert held.metadata is not None
-    assert HOLD_KEY in held.metadata.to_dict()
+    assert HoldReason.DIFFERENCE in held.metadata.to_dict()
     # Stripe's hour goes by: the invoice stays.
     office.world.clock.move(3 * 3600)
     assert office.get(draft.id).status == "draft"
@@ -77,7 +78,7 @@ def test_a_draft_that_differs_is_held_until_what_was_missing_has_arrived(office:
     assert office.recheck().settled[-1].check is not None
     released = office.get(draft.id)
     assert released.auto_advance
-    assert released.metadata is None or HOLD_KEY not in released.metadata.to_dict()
+    assert released.metadata is None or HoldReason.DIFFERENCE not in released.metadata.to_dict()
     office.world.clock.move(2 * 3600)
     final = office.get(draft.id)
     assert final.status in ("open", "paid")
@@ -95,6 +96,30 @@ def test_the_same_event_of_a_draft_again_holds_nothing_twice(office: Office) -> 
     assert office.get(draft.id).auto_advance
 
 
+def test_counts_that_agree_do_not_end_a_hold_for_its_size(office: Office) -> None:
+    use(office.world, "10", sent=False)
+    draft = office.go_to_renewal()
+    office.invoices.hold(draft.id, HoldReason.SPIKE, "185% of the last one")
+    assert office.look(draft.id).check.state is CheckState.HELD
+    assert office.invoices.get(draft.id).holds.keys() == {HoldReason.DIFFERENCE, HoldReason.SPIKE}
+    office.world.drain()
+    assert office.look(draft.id).check.state is CheckState.AGREED
+    assert office.invoices.get(draft.id).holds.keys() == {HoldReason.SPIKE}
+    now = office.world.clock.now()
+    with pytest.raises(NotFoundError):
+        office.settlement().release(
+            draft.id, HoldReason.DIFFERENCE, actor="ann", reason="why", now=now
+        )
+    left = office.settlement().release(
+        draft.id, HoldReason.SPIKE, actor="ann", reason="a big month", now=now
+    )
+    assert not left
+    assert office.get(draft.id).auto_advance
+    check = office.checks.get(draft.id)
+    assert check is not None
+    assert check.state is CheckState.AGREED, "its counts are still watched"
+
+
 def test_a_hold_that_is_not_ours_is_not_ours_to_end(office: Office) -> None:
     use(office.world, "10")
     draft = office.go_to_renewal()
@@ -108,7 +133,9 @@ def test_a_person_can_let_a_held_draft_go_and_the_reason_is_kept(office: Office)
     draft = office.go_to_renewal()
     office.look(draft.id)
     now = office.world.clock.now()
-    office.settlement().release(draft.id, actor="ann", reason="agreed with them", now=now)
+    office.settlement().release(
+        draft.id, HoldReason.DIFFERENCE, actor="ann", reason="agreed with them", now=now
+    )
     assert office.get(draft.id).auto_advance
     assert office.look(draft.id).check.state is CheckState.RELEASED
     assert office.get(draft.id).auto_advance, "it is not held again"

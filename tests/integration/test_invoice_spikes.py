@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -11,8 +13,9 @@ import pytest
 from infra.local.stripe_account import StripeAccount, Subscriber
 from infra.local.stripe_server import LocalStripe
 from meterline.adapters.stripe_access import StripeAccess
-from meterline.adapters.stripe_invoice_lines import SPIKE_KEY, StripeInvoiceLines
-from meterline.domain.invoice_checks import BillingInvoice
+from meterline.adapters.stripe_invoice_lines import StripeInvoiceLines
+from meterline.adapters.stripe_invoices import StripeInvoices
+from meterline.domain.invoice_checks import BillingInvoice, HoldReason
 from meterline.domain.notifications import Notification
 from meterline.services.check_invoice import CheckInvoice
 
@@ -57,6 +60,8 @@ class Billed:
         self.at = NOW - timedelta(days=100)
         self.subscriber: Subscriber = self.account.subscribe("acme", "Acme", self.at)
         self.told = Told()
+        self.access = StripeAccess(lambda: self.account.key, api_base=self.account.url)
+        self.invoices = StripeInvoices(self.access)
 
     def use(self, credits_used: int) -> None:
         """Use so much an hour from now."""
@@ -85,10 +90,12 @@ class Billed:
         return draft
 
     def check(self, draft: Any, *, holds: bool = False) -> Any:
-        invoices = StripeInvoiceLines(
-            StripeAccess(lambda: self.account.key, api_base=self.account.url)
+        check = CheckInvoice(
+            StripeInvoiceLines(self.access),
+            self.told,
+            self.told,
+            hold=self.invoices.hold if holds else None,
         )
-        check = CheckInvoice(invoices, self.told, self.told, holds=holds)
         found = BillingInvoice(
             id=draft.id,
             billing_customer=draft.customer,
@@ -97,7 +104,7 @@ class Billed:
             currency=draft.currency,
             total_minor=draft.total,
             usage=(),
-            held_for=None,
+            holds={},
         )
         return check(found, "acme", NOW)
 
@@ -139,9 +146,73 @@ def test_set_to_hold_a_spike_waits_for_a_person_and_is_not_held_twice(billed: Bi
     held = billed.client.v1.invoices.retrieve(runaway.id)
     assert held.auto_advance is False
     assert held.metadata is not None
-    assert SPIKE_KEY in held.metadata
+    assert HoldReason.SPIKE in held.metadata
     billed.account.advance(billed.subscriber, billed.at + timedelta(hours=3))
     assert billed.client.v1.invoices.retrieve(runaway.id).status == "draft"
-    billed.client.v1.invoices.update(runaway.id, {"auto_advance": True})
+    assert billed.invoices.release(runaway.id, HoldReason.SPIKE) == set()
     billed.check(billed.client.v1.invoices.retrieve(runaway.id), holds=True)
     assert billed.client.v1.invoices.retrieve(runaway.id).auto_advance is True
+
+
+@pytest.fixture
+def draft(billed: Billed) -> str:
+    """A draft that nobody holds."""
+    billed.use(5_000)
+    return str(billed.renew().id)
+
+
+def is_going(billed: Billed, draft: str) -> bool:
+    """Whether Stripe will finalise it, with no mark of ours left on it."""
+    found = billed.client.v1.invoices.retrieve(draft)
+    marks = found.metadata.to_dict() if found.metadata is not None else {}
+    assert not (found.auto_advance and marks.keys() & set(HoldReason))
+    return bool(found.auto_advance)
+
+
+@pytest.mark.parametrize("first", [HoldReason.DIFFERENCE, HoldReason.SPIKE])
+def test_of_two_holds_each_ends_by_itself_and_the_draft_goes_with_the_last(
+    billed: Billed, draft: str, first: HoldReason
+) -> None:
+    [second] = {HoldReason.DIFFERENCE, HoldReason.SPIKE} - {first}
+    billed.invoices.hold(draft, HoldReason.SPIKE, "185% of the last one")
+    billed.invoices.hold(draft, HoldReason.DIFFERENCE, "credits: 7 billed, 8 in the ledger")
+    assert billed.invoices.get(draft).holds.keys() == {first, second}
+    assert billed.invoices.release(draft, first) == {second}
+    assert not is_going(billed, draft)
+    assert billed.invoices.get(draft).holds.keys() == {second}
+    assert billed.invoices.release(draft, second) == set()
+    assert is_going(billed, draft)
+
+
+def test_two_holds_that_end_at_once_let_the_draft_go(billed: Billed, draft: str) -> None:
+    for _ in range(10):
+        for reason in (HoldReason.DIFFERENCE, HoldReason.SPIKE):
+            billed.invoices.hold(draft, reason, "why")
+        start = Barrier(2)
+
+        def end(reason: HoldReason, start: Barrier = start) -> None:
+            start.wait(timeout=10)
+            StripeInvoices(billed.access).release(draft, reason)
+
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(end, (HoldReason.DIFFERENCE, HoldReason.SPIKE)))
+        assert is_going(billed, draft)
+
+
+def test_a_draft_that_somebody_held_before_us_stays_held_when_we_are_through(
+    billed: Billed, draft: str
+) -> None:
+    billed.client.v1.invoices.update(draft, {"auto_advance": False})
+    billed.invoices.hold(draft, HoldReason.DIFFERENCE, "why")
+    assert billed.invoices.release(draft, HoldReason.DIFFERENCE) == {HoldReason.OTHERS}
+    assert not is_going(billed, draft)
+    assert billed.invoices.get(draft).holds == {}
+
+
+def test_what_a_person_let_go_at_stripe_is_no_hold_any_more(billed: Billed, draft: str) -> None:
+    billed.invoices.hold(draft, HoldReason.SPIKE, "185% of the last one")
+    billed.client.v1.invoices.update(draft, {"auto_advance": True})
+    assert billed.invoices.get(draft).holds == {}
+    billed.invoices.hold(draft, HoldReason.DIFFERENCE, "why")
+    assert billed.invoices.release(draft, HoldReason.DIFFERENCE) == set()
+    assert is_going(billed, draft)

@@ -747,16 +747,18 @@ def _check_invoice(environment: Environment, wire: DynamoWire) -> CheckInvoice:
     from meterline.adapters.dynamodb_guardrails import DynamoGuardrails
     from meterline.adapters.eventbridge_bus import EventBridgeBus
     from meterline.adapters.stripe_invoice_lines import StripeInvoiceLines
+    from meterline.adapters.stripe_invoices import StripeInvoices
     from meterline.services.check_invoice import CheckInvoice
 
     spikes = require(environment, "INVOICE_SPIKES")
     if spikes not in ("tell", "hold"):
         raise ConfigurationError(f"INVOICE_SPIKES must be tell or hold, is {spikes!r}")
+    stripe_access = _access_stripe(environment)
     return CheckInvoice(
-        StripeInvoiceLines(_access_stripe(environment)),
+        StripeInvoiceLines(stripe_access),
         DynamoGuardrails(wire, require(environment, "ACCOUNTS_TABLE")),
         EventBridgeBus(require(environment, "EVENT_BUS")),
-        holds=spikes == "hold",
+        hold=StripeInvoices(stripe_access).hold if spikes == "hold" else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum, auto
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         Problem,
         SendOutcome,
     )
-    from meterline.domain.invoice_checks import BillingInvoice, InvoiceCheck
+    from meterline.domain.invoice_checks import BillingInvoice, HoldReason, InvoiceCheck
     from meterline.domain.invoice_spikes import ComparedInvoice
     from meterline.domain.limits import Limits
     from meterline.domain.measuring import HourSplit, HourTotal
@@ -737,12 +737,12 @@ class BillingInvoices(Protocol):
         """The invoice as it is now; `NotFoundError`."""
         ...
 
-    def hold(self, invoice: str, why: str) -> None:
+    def hold(self, invoice: str, reason: HoldReason, why: str) -> None:
         """Keep a draft from being finalised; `InvoiceFinalError`."""
         ...
 
-    def release(self, invoice: str) -> None:
-        """Let a draft go; `InvoiceFinalError`."""
+    def release(self, invoice: str, reason: HoldReason) -> Set[HoldReason]:
+        """End one reason to hold a draft; those that are left. `InvoiceFinalError`."""
         ...
 
     def bill_late(
@@ -875,8 +875,4 @@ class ComparableInvoices(Protocol):
 
     def find_previous(self, invoice: str) -> ComparedInvoice | None:
         """The newest sent invoice of the same subscription before it, both of a whole cycle."""
-        ...
-
-    def hold_spike(self, invoice: str, why: str) -> None:
-        """Keep a draft from being finalised until a person lets it; `InvoiceFinalError`."""
         ...

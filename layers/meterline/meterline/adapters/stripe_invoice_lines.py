@@ -5,18 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from meterline.adapters.stripe_access import StripeAccess, read_refusal, translate_errors
+from meterline.adapters.stripe_access import StripeAccess, translate_errors
 from meterline.domain.invoice_spikes import ComparedInvoice, InvoiceLine
 from meterline.domain.periods import Period
-from meterline.errors import BillingUnavailableError, InvoiceFinalError
 
 if TYPE_CHECKING:
     import stripe
-    from stripe.params import InvoiceListParams, InvoiceUpdateParams
+    from stripe.params import InvoiceListParams
 
-SPIKE_KEY = "meterline_spike"
-"""Metadata of an invoice that was held for its size: why. Another mark than that of a difference
-to the ledger, which ends by itself: this hold is a person's to end."""
 _CYCLE = "subscription_cycle"
 _SENT = frozenset({"open", "paid", "uncollectible"})
 _MOST_INVOICES = 24
@@ -53,17 +49,6 @@ class StripeInvoiceLines:
                 if found.billing_reason == _CYCLE and found.status in _SENT:
                     return self._read(client, found)
         return None
-
-    def hold_spike(self, invoice: str, why: str) -> None:
-        """Keep a draft from being finalised until a person lets it; `InvoiceFinalError`."""
-        params: InvoiceUpdateParams = {"auto_advance": False, "metadata": {SPIKE_KEY: why}}
-        try:
-            with translate_errors():
-                self._stripe.open().v1.invoices.update(invoice, params)
-        except BillingUnavailableError as error:
-            if read_refusal(error) is not None:
-                raise InvoiceFinalError(invoice) from error
-            raise
 
     def _read(self, client: stripe.StripeClient, invoice: stripe.Invoice) -> ComparedInvoice:
         lines = client.v1.invoices.line_items.list(invoice.id, {"limit": 100})

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from meterline.adapters.stripe_access import StripeAccess, read_refusal, translate_errors
 from meterline.adapters.stripe_subscriptions import PLAN_KEY
-from meterline.domain.invoice_checks import HOLD_KEY, BillingInvoice, UsageLine
+from meterline.domain.invoice_checks import BillingInvoice, HoldReason, UsageLine
 from meterline.domain.periods import Period
 from meterline.errors import BillingUnavailableError, InvoiceFinalError, NotFoundError
 
@@ -47,7 +47,6 @@ class StripeInvoices:
             if read_refusal(error) == "resource_missing":
                 raise NotFoundError(f"no such invoice: {invoice}") from error
             raise
-        metadata = found.metadata.to_dict() if found.metadata is not None else {}
         customer = found.customer
         return BillingInvoice(
             id=found.id,
@@ -59,18 +58,40 @@ class StripeInvoices:
             currency=found.currency,
             total_minor=found.total,
             usage=usage,
-            held_for=metadata.get(HOLD_KEY) or None,
+            holds=_read_holds(found),
         )
 
-    def hold(self, invoice: str, why: str) -> None:
+    def hold(self, invoice: str, reason: HoldReason, why: str) -> None:
         """Keep a draft from being finalised; `InvoiceFinalError` if it is final already."""
-        params: InvoiceUpdateParams = {"auto_advance": False, "metadata": {HOLD_KEY: why[:500]}}
-        self._update(invoice, params)
+        with translate_errors():
+            found = self._stripe.open().v1.invoices.retrieve(invoice)
+        marks: dict[str, str] = {reason: why[:500]}
+        if found.auto_advance:
+            # Somebody let it go at Stripe, and left our marks there.
+            marks = {**dict.fromkeys(HoldReason, ""), **marks}
+        elif not _read_holds(found):
+            marks[HoldReason.OTHERS] = "before us"
+        self._update(invoice, {"auto_advance": False, "metadata": marks})
 
-    def release(self, invoice: str) -> None:
-        """Let a draft go: Stripe finalises it after an hour; `InvoiceFinalError`."""
-        params: InvoiceUpdateParams = {"auto_advance": True, "metadata": {HOLD_KEY: ""}}
-        self._update(invoice, params)
+    def release(self, invoice: str, reason: HoldReason) -> Set[HoldReason]:
+        """End one reason to hold a draft; those that are left. `InvoiceFinalError`.
+
+        With the last of ours, Stripe finalises it after an hour, unless others hold it too.
+        """
+        with translate_errors():
+            found = self._stripe.open().v1.invoices.retrieve(invoice)
+        left = _read_holds(found).keys() - {reason}
+        params: InvoiceUpdateParams = {"metadata": {reason: ""}}
+        if left == {HoldReason.OTHERS}:
+            params["metadata"] = {reason: "", HoldReason.OTHERS: ""}
+        elif not left:
+            params["auto_advance"] = True
+        updated = self._update(invoice, params)
+        still = _read_holds(updated).keys()
+        if left - {HoldReason.OTHERS} and not still - {HoldReason.OTHERS}:
+            # Another release came in between: each took the other's reason for one that stays.
+            return self.release(invoice, reason)
+        return left
 
     def bill_late(
         self,
@@ -107,10 +128,10 @@ class StripeInvoices:
             key = hashlib.sha256(f"{billing_customer}\x1f{name}".encode()).hexdigest()
             return items.create(params, {"idempotency_key": f"ml-late-{key}"}).id
 
-    def _update(self, invoice: str, params: InvoiceUpdateParams) -> None:
+    def _update(self, invoice: str, params: InvoiceUpdateParams) -> stripe.Invoice:
         try:
             with translate_errors():
-                self._stripe.open().v1.invoices.update(invoice, params)
+                return self._stripe.open().v1.invoices.update(invoice, params)
         except BillingUnavailableError as error:
             if read_refusal(error) is not None:
                 raise InvoiceFinalError(invoice) from error
@@ -192,3 +213,10 @@ def _find_empty_parts(
 
 def _moment(at_s: int) -> datetime:
     return datetime.fromtimestamp(at_s, UTC)
+
+
+def _read_holds(invoice: stripe.Invoice) -> dict[HoldReason, str]:
+    if invoice.auto_advance or invoice.metadata is None:
+        return {}
+    marks = invoice.metadata.to_dict()
+    return {reason: marks[reason] for reason in HoldReason if marks.get(reason)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -14,8 +14,6 @@ from meterline.domain.periods import Period
 from meterline.domain.pricing import Plan, price_usage, total_minor
 from meterline.domain.usage import LedgerEntry
 
-HOLD_KEY = "meterline_hold"
-"""Metadata of an invoice that we hold: why. It tells our hold from anybody else's."""
 WATCHED_FOR = timedelta(hours=1)
 
 
@@ -35,6 +33,20 @@ class UsageLine:
     is not on it, even while the invoice is a draft."""
 
 
+class HoldReason(StrEnum):
+    """Why a draft is kept from being finalised. Each ends by itself; it goes when none is left.
+
+    The value is the mark in the invoice's metadata, which tells our hold from anybody else's.
+    """
+
+    DIFFERENCE = "meterline_hold"
+    """It is not the ledger's: ends when the two agree, or by a person's decision."""
+    SPIKE = "meterline_spike"
+    """It is far above the last one: a person's to end."""
+    OTHERS = "meterline_hold_of_others"
+    """It was held when we came, by whom we do not know: never ours to end."""
+
+
 @dataclass(frozen=True, slots=True)
 class BillingInvoice:
     """An invoice as the billing layer has it now."""
@@ -47,8 +59,8 @@ class BillingInvoice:
     currency: str
     total_minor: int
     usage: Sequence[UsageLine]
-    held_for: str | None
-    """Our own mark on it."""
+    holds: Mapping[HoldReason, str]
+    """Why we keep it from being finalised; nothing where it goes its way."""
 
     @property
     def is_draft(self) -> bool:

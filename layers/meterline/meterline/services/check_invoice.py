@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 
 from meterline.domain.currencies import count_decimals, to_main_unit
-from meterline.domain.invoice_checks import BillingInvoice
+from meterline.domain.invoice_checks import BillingInvoice, HoldReason
 from meterline.domain.invoice_spikes import GrownLine, Spike, find_spike
 from meterline.domain.notifications import Happening, Notification
 from meterline.errors import InvoiceFinalError
-from meterline.ports import ComparableInvoices, EventBus, Guardrails, NotPublishedError
+from meterline.ports import (
+    ComparableInvoices,
+    EventBus,
+    Guardrails,
+    NotPublishedError,
+)
 
 _MOST_LINES = 5
+Hold = Callable[[str, HoldReason, str], object]
+"""Keeps a draft from being finalised, and says why; raises `InvoiceFinalError`."""
 
 
 class CheckInvoice:
@@ -24,12 +32,13 @@ class CheckInvoice:
         guardrails: Guardrails,
         bus: EventBus,
         *,
-        holds: bool,
+        hold: Hold | None,
     ) -> None:
+        """With `hold` a spike is held until a person ends that; without, it is only told."""
         self._invoices = invoices
         self._guardrails = guardrails
         self._bus = bus
-        self._holds = holds
+        self._hold = hold
 
     def __call__(self, invoice: BillingInvoice, customer: str, now: datetime) -> Spike | None:
         """The spike, told once for each invoice; None when there is none.
@@ -45,15 +54,16 @@ class CheckInvoice:
             customer,
             Happening.INVOICE_SPIKED,
             now,
-            _describe(spike, invoice, holds=self._holds),
+            _describe(spike, invoice, holds=self._hold is not None),
         )
         if self._guardrails.is_known(told):
             # Once released by a person, it is not held again.
             return spike
-        if self._holds:
+        if self._hold is not None:
             # Where it is too late to hold it, it is to be told all the more.
             with suppress(InvoiceFinalError):
-                self._invoices.hold_spike(invoice.id, f"{spike.percent}% of the last one")
+                why = f"{spike.percent}% of the last one"
+                self._hold(invoice.id, HoldReason.SPIKE, why)
         if self._guardrails.record(told):
             try:
                 self._bus.publish(told)
@@ -80,7 +90,8 @@ def _describe(spike: Spike, invoice: BillingInvoice, *, holds: bool) -> dict[str
         "percent": str(spike.percent),
         "lines": "\n".join(write_line(line) for line in spike.grown[:_MOST_LINES]),
         "next_step": (
-            "It is held: finalise it at Stripe once it is right, or apply a credit first."
+            f"It is held until `books release {invoice.id} --hold spike`: apply a credit first, "
+            "if one is due."
             if holds
             else "It is sent in about an hour: apply a credit, or hold it, before that."
         ),

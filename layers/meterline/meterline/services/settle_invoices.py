@@ -7,7 +7,7 @@ usage where it differs: billed on the next invoice, or waived, by policy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -16,13 +16,14 @@ from meterline.domain.invoice_checks import (
     BillingInvoice,
     CheckedSpan,
     CheckState,
+    HoldReason,
     InvoiceCheck,
     check_span,
     price_late,
 )
 from meterline.domain.meters import Meter
 from meterline.domain.pricing import Plan
-from meterline.errors import InvoiceFinalError, SupersededError
+from meterline.errors import InvoiceFinalError, NotFoundError, SupersededError
 from meterline.ports import (
     BillingInvoices,
     CustomersByBilling,
@@ -114,18 +115,26 @@ class SettleInvoices:
                 continue
         raise SupersededError(f"the check of {invoice_id} does not stand still")
 
-    def release(self, invoice_id: str, *, actor: str, reason: str, now: datetime) -> InvoiceSettled:
-        """Let a held draft go although it differs; a person's decision, kept with its reason."""
-        before = self._checks.get(invoice_id)
+    def release(
+        self, invoice_id: str, hold: HoldReason, *, actor: str, reason: str, now: datetime
+    ) -> Set[HoldReason]:
+        """End one hold of a draft by a person's decision; the holds that are left.
+
+        With that of a difference the decision is kept with its reason, so that it is not held
+        for it again. Raises `NotFoundError` where it is not held for that.
+        """
         invoice = self._invoices.get(invoice_id)
-        if before is None or not invoice.is_draft:
+        if not invoice.is_draft:
             raise InvoiceFinalError(invoice_id)
-        released = replace(
-            before, state=CheckState.RELEASED, note=f"{actor}: {reason}", checked_at=now
-        )
-        saved = self._checks.save(released)
-        self._invoices.release(invoice_id)
-        return InvoiceSettled(invoice, saved, before.state)
+        if hold not in invoice.holds:
+            raise NotFoundError(f"{invoice_id} is not held for a {hold.name.lower()}")
+        if hold is HoldReason.DIFFERENCE:
+            check = self._checks.get(invoice_id)
+            if check is None:
+                raise NotFoundError(f"{invoice_id} was never checked")
+            note = f"{actor}: {reason}"
+            self._checks.save(replace(check, state=CheckState.RELEASED, note=note, checked_at=now))
+        return self._invoices.release(invoice_id, hold)
 
     def _check(self, invoice: BillingInvoice, customer: str, now: datetime) -> InvoiceSettled:
         before = self._checks.get(invoice.id)
@@ -191,16 +200,16 @@ class SettleInvoices:
         if not check.agrees:
             held = replace(check, state=CheckState.HELD, held_since=check.held_since or now)
             saved = self._checks.save(held)
-            if invoice.auto_advance:
+            if HoldReason.DIFFERENCE not in invoice.holds:
                 try:
-                    self._invoices.hold(invoice.id, _explain(check))
+                    self._invoices.hold(invoice.id, HoldReason.DIFFERENCE, _explain(check))
                 except InvoiceFinalError:
                     # It was finalised this very moment: the event of that brings it here again.
                     return saved
             return saved
         # Only our own hold is ours to end: a person may hold it for another reason.
-        if not invoice.auto_advance and invoice.held_for is not None:
-            self._invoices.release(invoice.id)
+        if HoldReason.DIFFERENCE in invoice.holds:
+            self._invoices.release(invoice.id, HoldReason.DIFFERENCE)
         return self._checks.save(replace(check, held_since=None))
 
     def _settle_late(
