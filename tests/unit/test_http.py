@@ -90,9 +90,7 @@ def test_no_body_is_said_to_be_none(body: str | None) -> None:
     assert refuse(body) == "empty_body"
 
 
-@pytest.mark.parametrize(
-    "body", ["{", "[1,]", "{'a': 1}", "1 2", "\x00", "[" * 100_000, "7" * 5_000]
-)
+@pytest.mark.parametrize("body", ["{", "[1,]", "{'a': 1}", "1 2", "\x00", "[" * 100_000])
 def test_what_is_not_json_is_said_not_to_be(body: str) -> None:
     assert refuse(body) == "invalid_json"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -18,6 +18,7 @@ from pydantic_core import to_json
 
 from meterline.catalog import load_meters
 from meterline.catalog.rate_cards import load_rate_card
+from meterline.domain.rating import RateCard
 from meterline.domain.usage import MAX_AHEAD, LedgerEntry
 from meterline.errors import InvalidRequestError, StorageUnavailableError
 from meterline.http import read_json
@@ -43,6 +44,11 @@ class FakeLedger:
         keys = [entry.key.text for entry in entries]
         assert len(set(keys)) == len(keys), "the keys of one call must be distinct"
         return [self._record(entry) for entry in entries]
+
+    def list_digests(self, keys: Sequence[str]) -> Mapping[str, bytes]:
+        if self.undecided:
+            raise StorageUnavailableError("no answer")
+        return {key: self.entries[key].digest for key in keys if key in self.entries}
 
     def _record(self, entry: LedgerEntry) -> Recorded:
         held = self.entries.setdefault(entry.key.text, entry)
@@ -72,9 +78,16 @@ class Reporting:
 
     def __init__(self) -> None:
         self.ledger = FakeLedger()
-        self._report = ReportUsage(
-            self.ledger, FakeCustomers("acme", "birch"), load_meters(), load_rate_card()
-        )
+        self._use(load_rate_card())
+
+    def _use(self, card: RateCard) -> None:
+        self._report = ReportUsage(self.ledger, FakeCustomers("acme", "birch"), load_meters(), card)
+
+    def drop_model(self, model: str) -> None:
+        """From now on the rate card knows nothing of it."""
+        card = load_rate_card()
+        left = [each for each in card.rates if not each.covers("anthropic", model)]
+        self._use(RateCard("later", left))
 
     def __call__(self, *events: object, now: datetime = NOW) -> UsageReport:
         return self._report(events, now)
@@ -191,6 +204,39 @@ def test_a_kind_of_tokens_that_is_zero_says_nothing(report: Reporting) -> None:
     report(make_event())
     again = make_event(usage={"output_tokens": 350, "cache_read_tokens": 0, "input_tokens": 1200})
     assert count(report(again)) == (0, 1, 0, 0, 0)
+
+
+@pytest.mark.parametrize("again", ["5.0", "5.000", 5])
+def test_a_quantity_written_otherwise_is_the_same_quantity(report: Reporting, again: Any) -> None:
+    report(make_quantity("5"))
+    assert count(report(make_quantity(again))) == (0, 1, 0, 0, 0)
+    assert list_codes(report(make_quantity("5.001"))) == ["conflict"]
+
+
+def test_a_retry_without_a_time_is_a_duplicate_though_its_model_left_the_rate_card(
+    report: Reporting,
+) -> None:
+    report(make_event() | {"time": None})
+    report.drop_model("claude-sonnet-4-5")
+    fresh = make_event("fresh") | {"time": None}
+    other = make_event(user="u_10") | {"time": None}
+    told = report(make_event() | {"time": None}, fresh, other)
+    assert count(told) == (0, 1, 0, 2, 0)
+    assert list_codes(told) == ["unknown_model", "unknown_model"]
+    report.ledger.undecided.add("req_8f2")
+    assert count(report(make_event() | {"time": None})) == (0, 0, 0, 0, 1)
+
+
+def test_a_number_of_more_digits_than_can_be_read_costs_its_own_event_only(
+    report: Reporting,
+) -> None:
+    good, bad = json.dumps(make_quantity(1, "good")), json.dumps(make_quantity(1, "bad"))
+    tokens = json.dumps(make_event("tokens")).replace("1200", "9" * 5_000)
+    body = f"[{good},{bad.replace(': 1}', ': ' + '9' * 5_000 + '}')},{tokens}]"
+    call = {"headers": {"content-type": "application/json"}, "body": body}
+    told = report(*list_events(read_json(APIGatewayProxyEventV2(call))))
+    assert count(told) == (1, 0, 0, 2, 0)
+    assert list_codes(told) == ["invalid_quantity", "invalid_field"]
 
 
 def test_ids_are_the_senders_own_for_each_customer_and_source(report: Reporting) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,6 +32,8 @@ from meterline.schemas.locations import write_location
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 """Bytes of a body. A function takes 6 MB as API Gateway hands them over: JSON within JSON."""
+_MAX_DIGITS = 4_300
+"""What Python reads of a whole number unless it is told otherwise (its documentation, `int`)."""
 MAX_FIELD_ERRORS = 20
 """Fields that one answer complains about."""
 _PROBLEM_TYPE = "application/problem+json"
@@ -113,6 +116,11 @@ def _explain_invalid_body(error: ValidationError) -> Response[str]:
     return problem(422, "invalid_body", "The body is not what the call takes.", errors=errors)
 
 
+def _read_int(digits: str) -> int | float:
+    """A whole number; one of more digits than Python reads is infinite, which models refuse."""
+    return int(digits) if len(digits) <= _MAX_DIGITS else math.inf
+
+
 def read_json(event: APIGatewayProxyEventV2) -> Any:
     """The body of a call, read as JSON; raises `InvalidRequestError` saying what is wrong."""
     content_type = (event.headers.get("content-type") or "").partition(";")[0].strip().lower()
@@ -144,6 +152,6 @@ def read_json(event: APIGatewayProxyEventV2) -> Any:
     # What is left may still be JSON: half a surrogate pair, as text cut short has it, is (RFC 8259,
     # 8.2), and must cost its own event only.
     try:
-        return json.loads(body)
+        return json.loads(body, parse_int=_read_int)
     except (ValueError, RecursionError):
         raise InvalidRequestError("invalid_json", f"The body is not JSON: {reason}.") from None

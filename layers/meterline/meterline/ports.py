@@ -84,6 +84,10 @@ class Ledger(Protocol):
         """Write entries whose keys are distinct, each if its key is new; one outcome each."""
         ...
 
+    def list_digests(self, keys: Sequence[str]) -> Mapping[str, bytes]:
+        """The digests of those of the keys that are taken, read strongly consistently."""
+        ...
+
 
 class Customers(Protocol):
     """Who is a customer."""

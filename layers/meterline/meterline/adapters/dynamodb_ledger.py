@@ -134,6 +134,15 @@ class DynamoLedger:
         )
         return read_item(answer["Item"]) if "Item" in answer else None
 
+    def list_digests(self, keys: Sequence[str]) -> Mapping[str, bytes]:
+        """The digests of those of the keys (`EventKey.text`) that are taken; a read unit each."""
+        give_up_at_s = time.monotonic() + self._deadline_s
+        found: dict[str, bytes] = {}
+        for start in range(0, len(keys), KEYS_PER_GET):
+            held = self._get_digests(keys[start : start + KEYS_PER_GET], give_up_at_s)
+            found |= {key: digest for key, (digest, _) in held.items()}
+        return found
+
     def _record_part(
         self, entries: Sequence[LedgerEntry], attempt: str, give_up_at_s: float
     ) -> list[Recorded]:

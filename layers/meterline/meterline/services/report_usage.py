@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from decimal import Decimal
 from hashlib import blake2b
 
 from meterline.domain.meters import Meter, Rating
@@ -12,7 +13,7 @@ from meterline.domain.quantities import parse_quantity
 from meterline.domain.rating import count_tokens
 from meterline.domain.times import parse_time
 from meterline.domain.usage import MAX_AHEAD, EventKey, LedgerEntry
-from meterline.errors import RejectedEventError
+from meterline.errors import RejectedEventError, StorageUnavailableError
 from meterline.ports import Customers, Ledger, RateCards, Recorded
 from meterline.schemas.events import MAX_ID_LENGTH, EventData, UsageEvent, read_event
 
@@ -66,13 +67,20 @@ class ReportUsage:
         entries: list[tuple[int, LedgerEntry]] = []
         events = self._read(raw_events, report)
         known = self._customers.known({event.subject for _, event in events})
+        undated: list[tuple[Rejection, UsageEvent]] = []
         for index, event in events:
             try:
                 entries.append((index, self._rate(event, known, now)))
             except RejectedEventError as error:
-                report.rejected.append(Rejection(index, event.id, error.code, str(error)))
+                rejection = Rejection(index, event.id, error.code, str(error))
+                if event.time is None and event.data.usage is not None:
+                    undated.append((rejection, event))
+                else:
+                    report.rejected.append(rejection)
         while entries:
             entries = self._record(entries, report)
+        if undated:
+            self._recognise(undated, report)
         report.rejected.sort(key=lambda rejection: rejection.index)
         return report
 
@@ -103,6 +111,23 @@ class ReportUsage:
             else:
                 _count(report, index, entry, outcome)
         return open_entries
+
+    def _recognise(
+        self, undated: Sequence[tuple[Rejection, UsageEvent]], report: UsageReport
+    ) -> None:
+        """Tell retries among events that bear no time and cannot be rated: the rate card has
+        changed since they were taken, and they have not."""
+        keys = {_key(event).text for _, event in undated}
+        try:
+            held = self._ledger.list_digests(sorted(keys))
+        except StorageUnavailableError:
+            report.undecided += len(undated)
+            return
+        for rejection, event in undated:
+            if held.get(_key(event).text) == _digest(event.data, None):
+                report.duplicates += 1
+            else:
+                report.rejected.append(rejection)
 
     def _read(
         self, raw_events: Sequence[object], report: UsageReport
@@ -152,11 +177,11 @@ class ReportUsage:
                 "missing_quantity", f"The meter {meter.id} takes data.quantity only."
             )
         return LedgerEntry(
-            key=EventKey(event.subject, event.source, event.id),
+            key=_key(event),
             at=at,
             meter=meter.id,
             quantity=quantity,
-            digest=_digest(data),
+            digest=_digest(data, None if data.quantity is None else quantity),
             received_at=now,
             action=data.action,
             user=data.user,
@@ -207,8 +232,15 @@ def _read_time(text: str | None, now: datetime) -> datetime:
     return at
 
 
-def _digest(data: EventData) -> bytes:
-    """A digest of what was used, but not of when: a retry may be stamped anew."""
+def _key(event: UsageEvent) -> EventKey:
+    return EventKey(event.subject, event.source, event.id)
+
+
+def _digest(data: EventData, quantity: Decimal | None) -> bytes:
+    """A digest of what was used, but not of when: a retry may be stamped anew.
+
+    A reported `quantity` counts by its value: 5 is 5.0.
+    """
     usage = data.usage and sorted(item for item in data.usage.items() if item[1])
     content = (
         data.meter,
@@ -217,13 +249,18 @@ def _digest(data: EventData) -> bytes:
         data.provider,
         data.model,
         usage,
-        data.quantity if data.quantity is None else str(data.quantity),
+        None if quantity is None else _write_plain(quantity),
         data.authorization,
         data.tier,
         data.status,
         data.response_id,
     )
     return blake2b(repr(content).encode(), digest_size=16).digest()
+
+
+def _write_plain(quantity: Decimal) -> str:
+    text = f"{quantity:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _id_of(raw: object) -> str | None:
