@@ -237,6 +237,7 @@ class Message:
     group: str = "acme#credits"
     deleted: bool = False
     code: str = ""
+    told: str = ""
 
 
 @dataclass
@@ -290,7 +291,7 @@ class FakeQueue:
         if at is not None and self.clock.now() - at < timedelta(minutes=5):
             return
         self.dedupes[dedupe] = self.clock.now()
-        self.dead.append(Message(due, parked=True, code=code))
+        self.dead.append(Message(due, parked=True, code=code, told=message))
 
     def park_unreadable(self, body: str, *, group: str, dedupe: str) -> None:
         self.unreadable.append(body)

@@ -36,7 +36,9 @@ from meterline.domain.emission import (
 )
 from meterline.domain.measuring import HourTotal
 from meterline.domain.sending import LINGER_S, HourSending
+from meterline.errors import StorageUnavailableError
 from meterline.schemas.emission import decode_due, encode_due, read_deliveries
+from meterline.services.emit_usage import MAX_DEFECTS
 from tests.emission_fakes import (
     HATED_VALUE,
     LOST_AFTER,
@@ -433,6 +435,72 @@ def test_a_defect_in_one_group_is_reported_and_hands_back_only_that_group() -> N
     ]
     assert len(report.handed_back) == 1
     assert [usage.billing_customer for usage in world.billing.accepted] == ["cus_other"]
+
+
+def work_off(world: World) -> int:
+    """One call as soon as something is due; deletes what is not handed back. Groups that failed."""
+    at = world.queue.next_visible_at()
+    world.clock.at = max(world.clock.at, at or world.clock.at)
+    deliveries = world.queue.receive()
+    report = world.emitter()(deliveries, lambda: 60.0)
+    back = {handed.receipt for handed in report.handed_back}
+    for delivery in deliveries:
+        if delivery.receipt not in back:
+            world.queue.delete(delivery)
+    return len(report.failures)
+
+
+class UnheardOfError(Exception):
+    """What another library raises when it could not get through."""
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), KeyError("meter")])
+def test_a_message_that_fails_by_a_defect_again_and_again_holds_up_its_group_no_longer(
+    error: Exception,
+) -> None:
+    world = World()
+    entries = make_entries(2)
+    first, second = world.add_batch(entries[:1]), world.add_batch(entries[1:], "b2")
+
+    def fail_for_first(usage: BillableUsage) -> None:
+        if usage.identifier == entries[0].identifier:
+            raise error
+
+    world.billing.before_effect = fail_for_first
+    failures = 0
+    began_s = world.clock.now_s()
+    while world.queue.messages:
+        failures += work_off(world)
+    assert failures == MAX_DEFECTS
+    assert 60 < world.clock.now_s() - began_s < 600
+    assert [(each.due, each.code) for each in world.queue.dead] == [(first, RefusalCode.DEFECT)]
+    assert world.queue.dead[0].told == f"{type(error).__name__}, {MAX_DEFECTS} times"
+    assert world.store.sendings[second].done
+    assert [usage.identifier for usage in world.billing.accepted] == [entries[1].identifier]
+    # Mended, the message is tried again, and nothing is lost or billed twice.
+    world.billing.before_effect = lambda usage: None
+    world.queue.redrive()
+    world.drain()
+    assert sorted(usage.identifier for usage in world.billing.accepted) == sorted(
+        each.identifier for each in entries
+    )
+
+
+@pytest.mark.parametrize("error", [StorageUnavailableError("busy"), OSError(), UnheardOfError()])
+def test_what_waits_for_somebody_else_waits_for_as_long_as_it_takes(error: Exception) -> None:
+    world = World()
+    world.add_batch(make_entries(1))
+
+    def fail(usage: BillableUsage) -> None:
+        raise error
+
+    world.billing.before_effect = fail
+    for _ in range(MAX_DEFECTS * 5):
+        assert work_off(world) == 1
+    assert world.queue.dead == []
+    world.billing.before_effect = lambda usage: None
+    world.drain()
+    assert len(world.billing.accepted) == 1
 
 
 def test_a_batch_that_is_not_there_is_parked_with_its_reason() -> None:

@@ -147,6 +147,8 @@ class RefusalCode(StrEnum):
     BAD_REQUEST = "bad_request"
     BAD_VALUE = "bad_value"
     BATCH_MISSING = "batch_missing"
+    DEFECT = "defect"
+    """Of ours: the message could not be worked off, and nothing was said to be refused."""
     IN_FUTURE = "timestamp_in_future"
     METER_ARCHIVED = "meter_archived"
     NO_BILLING_CUSTOMER = "no_billing_customer"

@@ -3,7 +3,7 @@
 Each message is one batch of events, or one hour, of one customer and meter. Messages of one
 customer and meter (a group) are worked off in order and never side by side; once one of them is
 handed back, all that follow it are too. What can never be billed is kept as a problem with its
-reason and holds up nothing.
+reason and holds up nothing; nor does a message that a defect of ours keeps from being worked off.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from meterline.domain.sending import (
     give_up,
     hour_identifier,
 )
-from meterline.errors import SupersededError
+from meterline.errors import StorageUnavailableError, SupersededError
 from meterline.ports import (
     BillingCustomers,
     BillingLayer,
@@ -63,6 +63,13 @@ from meterline.ports import (
 CHUNK = 45
 """Entries between two saves: what a crash leaves in doubt. The problems of two chunks and the state
 must fit into one transaction of 100 items."""
+
+MAX_DEFECTS = 6
+"""A message that fails by a defect so often, over two minutes and more, holds its group up no
+longer: it goes to the dead-letter queue."""
+_DEFECTS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+"""What code raises that is wrong, or met data that it cannot handle. Everything else is a matter
+of waiting: for the network, the storage, a secret, a permission."""
 
 _MAX_HOUR_ROUNDS = 5
 _MAX_DELAY_S = 900
@@ -243,8 +250,27 @@ class _GroupRun:
                 return
             except Exception as error:  # noqa: BLE001 - reported, and only this group waits for it
                 self.failure = error
-                self._hand_back(index, _HandBack(f"failed: {type(error).__name__}"))
-                return
+                if not self._park_defect(delivery, error):
+                    self._hand_back(index, _HandBack(f"failed: {type(error).__name__}"))
+                    return
+
+    def _park_defect(self, delivery: Delivery, error: Exception) -> bool:
+        """Put aside what fails again and again by a defect of ours; what waits for somebody else
+        waits for as long as it takes."""
+        if not isinstance(error, _DEFECTS) or delivery.receive_count < MAX_DEFECTS:
+            return False
+        if delivery.due is None:
+            return False
+        try:
+            self.job.inbox.park(
+                delivery.due,
+                dedupe=f"{delivery.id}:defect",
+                code=RefusalCode.DEFECT,
+                message=f"{type(error).__name__}, {delivery.receive_count} times",
+            )
+        except StorageUnavailableError:
+            return False
+        return True
 
     def _hand_back(self, index: int, back: _HandBack) -> None:
         delay_s = back.delay_s
