@@ -16,6 +16,9 @@ PROFILE ?= staging
 MINUTES ?=
 RATE ?=
 PYTEST_ARGS ?=
+SEEDS ?= 20
+CUSTOMERS ?= 50
+JOBS ?= 1
 
 export SAM_CLI_TELEMETRY := 0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -56,6 +59,9 @@ format: $(INSTALLED) ## Put the code into its form
 
 openapi: $(INSTALLED) ## functions/serve_openapi/openapi.json, after a change of the API
 	@$(BIN)/python -m infra.openapi_file
+
+simulate: $(INSTALLED) ## Ninety days of everything that goes wrong. SEEDS=20 CUSTOMERS=50 JOBS=1
+	@$(BIN)/python -m tests.faults.ninety_days --seeds $(SEEDS) --customers $(CUSTOMERS) --jobs $(JOBS)
 
 bench: $(INSTALLED) ## What an event costs, next to baselines of the same run
 	@$(BIN)/python -m tests.bench

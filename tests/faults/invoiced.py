@@ -21,7 +21,8 @@ from meterline.services.recheck_invoices import Recheck, RecheckInvoices
 from meterline.services.settle_invoices import LatePolicy, Observer, SettleInvoices
 from tests.faults.whole_path import METERS, StreamTail, Surroundings, World
 
-PRO = load_plans()["pro"]
+PLANS = load_plans()
+PRO = PLANS["pro"]
 
 
 class PlannedSurroundings(Surroundings):
@@ -43,7 +44,7 @@ class CatalogPlans:
 
     def at(self, moment: datetime) -> Mapping[str, Plan]:
         """The plans by id."""
-        return load_plans()
+        return PLANS
 
 
 @dataclass

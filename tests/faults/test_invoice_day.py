@@ -351,6 +351,19 @@ def test_usage_of_the_last_period_that_comes_after_the_end_is_billed(office: Off
     assert codes == {"refused": 2}, "the rest is listed: there was no subscription"
 
 
+def test_a_subscription_that_ends_in_the_second_in_which_it_began_bills_nothing(
+    office: Office,
+) -> None:
+    v1 = office.stripe.v1
+    change = {"billing_cycle_anchor": {"type": "now"}}
+    [subscription] = v1.subscriptions.list({"customer": str(office.world.billing_customer)}).data
+    changed = v1.subscriptions.update(subscription.id, change)  # type: ignore[arg-type]  # a literal
+    v1.subscriptions.cancel(changed.id, {"invoice_now": True})
+    for invoice in office.list_invoices():
+        settled = office.look(invoice.id)
+        assert settled.check is None or settled.check.agrees
+
+
 def test_an_invoice_that_is_void_asks_for_nothing_late(office: Office) -> None:
     invoice = finish(office, "2000")
     office.stripe.v1.invoices.void_invoice(invoice)

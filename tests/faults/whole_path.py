@@ -589,7 +589,7 @@ class World:
         def seconds_left() -> float:
             return (ends_at - self.clock.now()).total_seconds()
 
-        event = {"Records": [_lambda_record(message) for message in messages]}
+        event = {"Records": [lambda_record(message) for message in messages]}
         try:
             report = (emitter or self.emitter())(read_deliveries(event), seconds_left)
             self.steps.reach("before the queue deletes")
@@ -731,7 +731,8 @@ class _NoDeadLetters:
         raise AssertionError(f"{reason}: {body}")
 
 
-def _lambda_record(message: Message) -> dict[str, Any]:
+def lambda_record(message: Message) -> dict[str, Any]:
+    """A message as Lambda hands it to a function."""
     return {
         "messageId": message.id,
         "receiptHandle": message.receipt,

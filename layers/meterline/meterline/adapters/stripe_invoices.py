@@ -157,6 +157,8 @@ class StripeInvoices:
                 if plan is not None and _is_given_back(line):
                     plans_until[_moment(line.period.start)] = plan
                 continue
+            if line.period.start >= line.period.end:
+                continue  # It ended in the second in which it began: nothing can be in it.
             # A metered price that is taken off in mid-period is billed by invoice items.
             is_closed = line.parent.type != "subscription_item_details"
             period = Period(_moment(line.period.start), _moment(line.period.end))
