@@ -315,7 +315,6 @@ class Service:
             dropped,
             sync=SyncSubscriptions(accounts, StripeSubscriptions(access), self.plans),
             check_invoice=settle,
-            tell_alert=lambda _event, _customers, _now: None,
         )
         self._poll = PollStripeEvents(events, inbox, notices)
         self._recheck = RecheckInvoices(DynamoInvoiceChecks(books, tables.books), records, settle)
