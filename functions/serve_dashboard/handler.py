@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlencode
 
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.event_handler import Response
@@ -16,6 +17,7 @@ from meterline.clock import utc_now
 from meterline.domain.limits import InvalidLimitError
 from meterline.domain.sessions import Viewer
 from meterline.domain.times import format_time
+from meterline.errors import InvalidRequestError, UnreadablePageCallError
 from meterline.pages import FormError, tell_limit_error
 from meterline.pages.answers import (
     PUBLIC,
@@ -26,6 +28,8 @@ from meterline.pages.answers import (
 )
 from meterline.schemas.export import read_span, write_csv
 from meterline.schemas.limits import read_form as read_limits
+from meterline.schemas.traces import read_place, write_place
+from meterline.services.export_events import MAX_ROWS
 from meterline.services.view_dashboard import View
 
 logger = Logger()
@@ -87,6 +91,24 @@ def get_events() -> Response[str]:
         further["Link"] = f'<{following}>; rel="next"'
     name = f"{viewer.customer}-{start:%Y%m%dT%H%M%S}Z.csv"
     return answers.file(write_csv(part.entries), name, further)
+
+
+@app.get("/settings/usage/invoice-events.csv")
+def get_invoice_events() -> Response[str]:
+    """The events behind an invoice; `Link: rel="next"` where one file does not hold them all."""
+    asked = app.current_event.query_string_parameters or {}
+    viewer = _identify(utc_now())
+    invoice = asked.get("invoice", "")
+    try:
+        after = read_place(asked.get("cursor"))
+    except InvalidRequestError as error:
+        raise UnreadablePageCallError(str(error)) from error
+    page = dashboard.views.export_invoice(viewer, invoice, MAX_ROWS, after)
+    further = {}
+    if page.next_after is not None:
+        following = urlencode({"invoice": invoice, "cursor": write_place(page.next_after)})
+        further["Link"] = f'<{_PAGE}/invoice-events.csv?{following}>; rel="next"'
+    return answers.file(write_csv(page.entries), f"{viewer.customer}-{invoice}.csv", further)
 
 
 @app.get("/pricing")

@@ -46,7 +46,8 @@ def list_events(customer_id: str, invoice_id: str) -> Response[str]:
     customer = read_customer_id(customer_id)
     asked = app.current_event.query_string_parameters or {}
     limit, after = read_event_limit(asked.get("limit")), read_place(asked.get("cursor"))
-    page = trace_usage.list_events(trace_usage.get_invoice(customer, invoice_id), limit, after)
+    check = trace_usage.events.get_invoice(customer, invoice_id)
+    page = trace_usage.events.read_page(check, limit, after)
     if "text/csv" not in (app.current_event.headers.get("accept") or "").lower():
         return answer(200, write_events(page))
     headers = {}

@@ -1,4 +1,4 @@
-"""`breaker`: what the breaker would have done on past usage, for tuning it before it freezes."""
+"""`breaker`: freeze and unfreeze by hand, who did it, and what it would have done in the past."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ from pathlib import Path
 
 import click
 
+from infra.cli.operator import Trail, reason_options
 from infra.cli.past_usage import CsvDefaults, Gaps, PastEvent, read_csv, read_entries
 from infra.cli.stack_access import open_stack, stack_option
 from meterline.adapters.dynamodb_accounts import DynamoAccounts
+from meterline.adapters.dynamodb_controls import DynamoControls
+from meterline.adapters.dynamodb_guardrails import DynamoGuardrails
 from meterline.adapters.dynamodb_ledger import DynamoLedger
+from meterline.adapters.eventbridge_bus import EventBridgeBus
 from meterline.catalog import load_meters
 from meterline.catalog.guardrails import load_breaker_rule
 from meterline.catalog.rate_cards import load_rate_card
 from meterline.domain.breaker_replay import ReplayedTrip, replay_usage
 from meterline.domain.meters import Meter
-from meterline.errors import RejectedEventError
+from meterline.errors import MeterlineError, RejectedEventError
+from meterline.services.freeze_customer import FreezeCustomer
+from meterline.services.unfreeze_customer import UnfreezeCustomer
 
 _PAGE = 100
 
@@ -71,6 +77,51 @@ def replay(
     )
     for why, count in gaps.events.items():
         click.echo(f"left out: {count} x {why}", err=True)
+
+
+@command.command("freeze")
+@click.argument("customer")
+@reason_options
+@stack_option
+def freeze(stack_name: str, customer: str, actor: str, reason: str) -> None:
+    """Refuse all further billable usage of CUSTOMER, until somebody lifts it."""
+    stack = open_stack(stack_name)
+    wire, table = stack.wire(), stack.table("Accounts")
+    job = FreezeCustomer(DynamoControls(wire, table), DynamoGuardrails(wire, table))
+    try:
+        job(customer, reason, f"operator {actor}", datetime.now(UTC))
+    except MeterlineError as error:
+        raise click.ClickException(str(error)) from error
+    Trail(stack, wire, actor, reason).record("freeze", customer, "frozen")
+    click.echo(f"{customer} is frozen; its channels are told within minutes")
+
+
+@command.command("unfreeze")
+@click.argument("customer")
+@reason_options
+@stack_option
+def unfreeze(stack_name: str, customer: str, actor: str, reason: str) -> None:
+    """Lift CUSTOMER's freeze, the breaker's or an operator's."""
+    stack = open_stack(stack_name)
+    wire, table = stack.wire(), stack.table("Accounts")
+    bus = EventBridgeBus(stack.outputs["EventBus"])
+    job = UnfreezeCustomer(DynamoControls(wire, table), DynamoGuardrails(wire, table), bus)
+    try:
+        lifted = job(customer, reason, f"operator {actor}", datetime.now(UTC))
+    except MeterlineError as error:
+        raise click.ClickException(str(error)) from error
+    Trail(stack, wire, actor, reason).record("unfreeze", customer, "lifted")
+    click.echo(f"{customer} may go on; it was frozen since {lifted.frozen_at:%Y-%m-%dT%H:%M:%SZ}")
+
+
+@command.command("audit")
+@click.argument("customer")
+@stack_option
+def audit(stack_name: str, customer: str) -> None:
+    """Every freeze of CUSTOMER and its end: when, what, by whom, why."""
+    stack = open_stack(stack_name)
+    for entry in DynamoGuardrails(stack.wire(), stack.table("Accounts")).list_audit(customer):
+        click.echo(f"{entry['at']}\t{entry['what']}\t{entry['by']}\t{entry['why']}")
 
 
 def collect_uses(

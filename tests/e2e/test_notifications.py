@@ -13,11 +13,13 @@ import pytest
 import urllib3
 
 from infra.local.stack import LocalStack
+from infra.local.stripe_server import StripeControl
 from meterline.domain.messages import sign_webhook
-from tests.e2e.billed import await_value
-from tests.e2e.conftest import Api
+from tests.e2e.billed import await_value, make_customer
+from tests.e2e.conftest import STRIPE_KEY, Api, Webhooks
 from tests.e2e.receivers import Receiver, run_receiver
 from tests.e2e.test_authorizations import set_limits
+from tests.e2e.test_books import make_event
 from tests.e2e.test_runaway import CALL, TYPICAL_DAY, live_ordinary_days, report, unfreeze
 
 WARNING = " of 100 credits"
@@ -146,3 +148,60 @@ def test_a_freeze_and_its_end_are_told_in_slack_with_who_how_much_and_what_to_do
     await_value(lambda: len(receiver.to("/slack", "was unfrozen")), 1)
     [lifted] = receiver.to("/slack", "was unfrozen")
     assert "Was &lt;planned&gt; &amp; fine." in lifted.told["text"]
+
+
+def test_an_alert_of_stripe_is_told_on_every_channel_once(
+    api: Api, stack: LocalStack, receiver: Receiver, stripe_url: str, webhooks: Webhooks
+) -> None:
+    assert webhooks.secrets
+    customer = "alerted"
+    billing_customer = make_customer(api, stripe_url, customer)
+    assert (
+        api.put_customer(
+            customer, billing_customer=billing_customer, email="alerted@example.com"
+        ).status
+        == 200
+    )
+    v1 = StripeControl(stripe_url, STRIPE_KEY).client().v1
+    meters = {each.event_name: each.id for each in v1.billing.meters.list({}).data}
+    v1.billing.alerts.create(
+        {
+            "alert_type": "usage_threshold",
+            "title": "Half of the <b>plan</b>",
+            "usage_threshold": {
+                "gte": 500_000,
+                "meter": meters["meterline_credits"],
+                "recurrence": "one_time",
+                "filters": [{"type": "customer", "customer": billing_customer}],
+            },
+        }
+    )
+    at = datetime.now(UTC) - timedelta(minutes=5)
+    for number, quantity in enumerate(("499.5", "1", "20")):
+        assert api.report(make_event(f"alert-{number}", customer, quantity, at)).status == 202
+    await_value(lambda: len(list_mail(stack, "alerted@example.com", "Half of the")), 1)
+    [mail] = list_mail(stack, "alerted@example.com", "Half of the")
+    assert "500.5 credits are used; it was set to 500." in mail["BodyText"]
+    await_value(lambda: len(receiver.to("/hook", customer)), 1)
+    await_value(lambda: len(receiver.to("/slack", customer)), 1)
+    assert "&lt;b&gt;plan" in receiver.to("/slack", customer)[0].told["text"]
+    # The same event again, as webhooks come: nobody hears of it twice.
+    [event] = [
+        each
+        for each in v1.events.list({"type": "billing.alert.triggered"}).data
+        if each.data.object["customer"] == billing_customer
+    ]
+    message = {"id": event.id, "type": event.type, "customer": billing_customer, "created_s": 1}
+    stack.client("dynamodb").delete_item(
+        TableName=stack.outputs["InboxTable"], Key={"id": {"S": event.id}}
+    )
+    record = {"messageId": "again", "body": json.dumps(message)}
+    answer = stack.client("lambda").invoke(
+        FunctionName=stack.outputs["ApplyStripeEventFunctionName"],
+        Payload=json.dumps({"Records": [record]}).encode(),
+    )
+    assert json.loads(answer["Payload"].read()) == {"batchItemFailures": []}
+    told = api.call("GET", f"/v1/customers/{customer}/notifications", key=api.admin_key).told
+    kinds = [each["type"] for each in told["notifications"]]
+    assert kinds.count("BillingAlertTriggered") == 1
+    assert len(receiver.to("/hook", customer)) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from infra.local.stripe_server import StripeControl
 from infra.recompute_digest import recompute_digests
 from tests.e2e.billed import BilledUsage, await_value, make_customer
 from tests.e2e.conftest import STRIPE_KEY, Answer, Api
+from tests.e2e.dashboards import sign_in
 from tests.e2e.described import check_described
 from tests.e2e.test_books import make_event
 
@@ -109,6 +111,40 @@ def test_an_event_leads_to_its_batch_and_a_replay_bills_nothing_twice(
     assert billed.total() == 1250
 
 
+def test_an_operator_freezes_and_unfreezes_with_a_reason_that_is_kept(run: Run, api: Api) -> None:
+    customer = "operations_frozen"
+    assert api.put_customer(customer).status == 200
+
+    def ask() -> str:
+        body = json.dumps({"customer": customer, "estimate": {"quantity": "1"}}).encode()
+        code: str = api.call("POST", "/v1/authorizations", key=api.usage_key, body=body).told[
+            "code"
+        ]
+        return code
+
+    assert ask() == "allowed"
+    run("breaker", "freeze", customer, "--actor", "ann", "--reason", "a stolen key")
+    assert ask() == "customer_frozen"
+    again = run("breaker", "freeze", customer, *WHY, ok=False)
+    assert "frozen already" in again.stderr
+    run("breaker", "unfreeze", customer, "--actor", "bob", "--reason", "a new key")
+    assert ask() == "allowed"
+    assert "not frozen" in run("breaker", "unfreeze", customer, *WHY, ok=False).stderr
+    assert "no customer" in run("breaker", "freeze", "nobody-here", *WHY, ok=False).stderr
+    rows = [line.split("\t")[1:] for line in run("breaker", "audit", customer).stdout.splitlines()]
+    assert rows == [
+        ["frozen", "operator ann", "a stolen key"],
+        ["unfrozen", "operator bob", "a new key"],
+    ]
+    trail = run("books", "audit").stdout
+    assert f"ann\tfreeze\t{customer}\tfrozen\ta stolen key" in trail
+    told = api.call("GET", f"/v1/customers/{customer}/notifications", key=api.admin_key).told
+    assert {each["type"] for each in told["notifications"]} == {
+        "CustomerFrozenByOperator",
+        "CustomerUnfrozen",
+    }
+
+
 @pytest.fixture(scope="module")
 def invoiced(run: Run, api: Api, stripe_url: str) -> tuple[str, str, str]:
     """A customer with two events on an invoice: the customer, the invoice, the comparison."""
@@ -195,6 +231,31 @@ def test_the_api_leads_from_an_invoice_to_its_events_and_back(
         assert (back["event"], back["invoice"], back["line"]) == (each, invoice, line)
         assert back["billing"]["state"] == "sent"
         assert back["billing"]["identifier"].startswith("ml_")
+
+
+def test_admins_of_a_customer_take_the_list_behind_an_invoice_from_their_page(
+    api: Api, invoiced: tuple[str, str, str]
+) -> None:
+    customer, invoice, checked = invoiced
+    users = [{"id": "boss", "role": "admin"}, {"id": "guest", "role": "member"}]
+    shown = api.call("GET", f"/v1/customers/{customer}", key=api.admin_key).told
+    put = api.put_customer(customer, billing_customer=shown["billing_customer"], users=users)
+    assert put.status == 200
+    page = "/settings/usage/invoice-events.csv"
+
+    def get(query: str, of: str = customer, **told: str) -> Answer:
+        cookie = {"Cookie": sign_in(api, of, **told)}
+        return api.call("GET", f"{page}?{query}", headers=cookie)
+
+    answer = get(f"invoice={invoice}", user="boss")
+    assert answer.status == 200, answer.body
+    [(_, events, digest)] = recompute_digests([io.StringIO(answer.body.decode(), newline="")])
+    assert f"{events} events, digest {digest}" in checked
+    assert get(f"invoice={invoice}", user="guest").status == 403
+    assert get(f"invoice={invoice}", of="operations_traced").status == 404
+    assert get("").status == 404
+    assert get(f"invoice={invoice}&cursor=x").status == 400
+    assert api.call("GET", f"{page}?invoice={invoice}").status == 401
 
 
 @pytest.mark.parametrize(

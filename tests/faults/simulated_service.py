@@ -315,6 +315,7 @@ class Service:
             dropped,
             sync=SyncSubscriptions(accounts, StripeSubscriptions(access), self.plans),
             check_invoice=settle,
+            tell_alert=lambda _event, _customers, _now: None,
         )
         self._poll = PollStripeEvents(events, inbox, notices)
         self._recheck = RecheckInvoices(DynamoInvoiceChecks(books, tables.books), records, settle)

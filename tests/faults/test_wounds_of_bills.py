@@ -209,7 +209,7 @@ def test_wound_15_every_line_of_an_invoice_leads_to_its_events_and_back(
     pages: list[EventPage] = []
     while not pages or pages[-1].next_after is not None:
         after = pages[-1].next_after if pages else None
-        pages.append(trace.list_events(trace.get_invoice(world.customer, draft.id), 3, after))
+        pages.append(trace.events.read_page(check, 3, after))
     entries = [entry for page in pages for entry in page.entries]
     assert [len(page.entries) for page in pages] == [3, 3, 2]
     assert len({entry.key for entry in entries}) == span.events == 8

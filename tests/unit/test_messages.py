@@ -20,9 +20,11 @@ FACTS = {
     Happening.SOFT_LIMIT_CROSSED: CROSSING,
     Happening.HARD_LIMIT_REACHED: CROSSING,
     Happening.CUSTOMER_FROZEN: TRIP,
+    Happening.CUSTOMER_FROZEN_BY_OPERATOR: {"by", "reason"},
     Happening.RUNAWAY_SUSPECTED: TRIP,
     Happening.CUSTOMER_UNFROZEN: {"by", "reason", "frozen_at"},
     Happening.INVOICE_SPIKED: {"invoice", "total", "previous", "percent", "lines", "next_step"},
+    Happening.BILLING_ALERT_TRIGGERED: {"title", "meter", "unit", "used", "level"},
 }
 
 

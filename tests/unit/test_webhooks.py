@@ -295,6 +295,7 @@ class Bench:
     inbox: FakeInbox = field(default_factory=FakeInbox)
     synced: list[str] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)
+    alerts: list[tuple[str, ...]] = field(default_factory=list)
     dropped: list[DroppedUsage] = field(default_factory=list)
     fails: bool = False
 
@@ -324,6 +325,7 @@ class Bench:
             self,  # type: ignore[arg-type]  # a list is a sequence of what it holds
             sync=self.sync,
             check_invoice=lambda invoice, _now: self.checked.append(invoice),
+            tell_alert=lambda event_id, customers, _now: self.alerts.append((event_id, *customers)),
         )
         return service(notice, NOW).applied
 
@@ -341,6 +343,14 @@ def test_an_event_of_an_invoice_has_the_period_read_before_the_invoice(kind: str
     bench = Bench()
     assert bench.apply(make_notice("evt_1", f"invoice.{kind}")) is Applied.INVOICE_CHECKED
     assert (bench.synced, bench.checked) == (["acme"], ["in_1"])
+
+
+def test_an_alert_is_told_of_to_those_it_is_about_once() -> None:
+    bench = Bench()
+    notice = make_notice("evt_1", "billing.alert.triggered")
+    assert bench.apply(notice) is Applied.ALERT_TOLD
+    assert bench.apply(notice) is Applied.REPEATED
+    assert bench.alerts == [("evt_1", "acme")]
 
 
 def test_an_event_counts_as_handled_only_when_it_was() -> None:

@@ -23,6 +23,7 @@ from infra.local.stripe_server.forms import decode_form
 from infra.local.stripe_server.idempotency import IdempotencyKeys, Replay
 from infra.local.stripe_server.request_check import Problem, shape_of
 from infra.local.stripe_server.resources import (  # noqa: F401 - each adds its routes
+    alerts,
     credit_notes,
     customers,
     destinations,

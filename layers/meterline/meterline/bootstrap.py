@@ -376,22 +376,27 @@ def apply_stripe_event(environment: Environment) -> ApplyStripeEvent:
     from meterline.adapters.dynamodb_accounts import DynamoAccounts
     from meterline.adapters.dynamodb_books import DynamoDroppedUsages
     from meterline.adapters.dynamodb_catalog import DynamoPlans
+    from meterline.adapters.dynamodb_guardrails import DynamoGuardrails
     from meterline.adapters.dynamodb_inbox import DynamoInbox
     from meterline.adapters.dynamodb_wire import DynamoWire
+    from meterline.adapters.eventbridge_bus import EventBridgeBus
     from meterline.adapters.stripe_events import StripeEvents
     from meterline.adapters.stripe_subscriptions import StripeSubscriptions
+    from meterline.catalog import load_meters
     from meterline.services.apply_stripe_event import ApplyStripeEvent
     from meterline.services.sync_subscriptions import SyncSubscriptions
+    from meterline.services.tell_alert import TellAlert
 
     wire = DynamoWire()
     accounts_table = require(environment, "ACCOUNTS_TABLE")
     books_table = require(environment, "BOOKS_TABLE")
     accounts = DynamoAccounts(wire, accounts_table)
     stripe_access = _access_stripe(environment)
+    events = StripeEvents(stripe_access)
     return ApplyStripeEvent(
         DynamoInbox(wire, require(environment, "INBOX_TABLE")),
         accounts,
-        StripeEvents(stripe_access),
+        events,
         DynamoDroppedUsages(wire, books_table),
         sync=SyncSubscriptions(
             accounts,
@@ -399,6 +404,12 @@ def apply_stripe_event(environment: Environment) -> ApplyStripeEvent:
             DynamoPlans(wire, accounts_table),
         ),
         check_invoice=make_invoice_settlement(environment, wire),
+        tell_alert=TellAlert(
+            events,
+            DynamoGuardrails(wire, accounts_table),
+            EventBridgeBus(require(environment, "EVENT_BUS")),
+            load_meters(),
+        ),
     )
 
 
@@ -527,6 +538,7 @@ class Dashboard:
 
 def serve_dashboard(environment: Environment) -> Dashboard:
     """What `serve_dashboard` is made of."""
+    from meterline.adapters.dynamodb_books import DynamoInvoiceChecks
     from meterline.adapters.dynamodb_catalog import DynamoPlans
     from meterline.adapters.dynamodb_ledger import DynamoLedger
     from meterline.adapters.dynamodb_links import DynamoLinks
@@ -542,12 +554,14 @@ def serve_dashboard(environment: Environment) -> Dashboard:
     from meterline.services.export_events import ExportEvents
     from meterline.services.set_limits import SetLimits
     from meterline.services.sign_in import SignIn
+    from meterline.services.trace_usage import InvoiceEvents
     from meterline.services.view_dashboard import ViewDashboard
 
     wire, accounts_table = DynamoWire(), require(environment, "ACCOUNTS_TABLE")
     overviews = DynamoOverviews(wire, accounts_table)
     plans = DynamoPlans(wire, accounts_table)
     secret = SecretDashboard(require(environment, "DASHBOARD_SECRET_ID"))
+    ledger = DynamoLedger(wire, require(environment, "EVENTS_TABLE"))
     pages = Pages()
     return Dashboard(
         pages,
@@ -557,7 +571,8 @@ def serve_dashboard(environment: Environment) -> Dashboard:
             overviews,
             _read_dashboards(environment, wire, overviews, plans),
             SetLimits(overviews, plans, load_meters()),
-            ExportEvents(DynamoLedger(wire, require(environment, "EVENTS_TABLE"))),
+            ExportEvents(ledger),
+            InvoiceEvents(DynamoInvoiceChecks(wire, require(environment, "BOOKS_TABLE")), ledger),
             plans,
             load_meters(),
         ),

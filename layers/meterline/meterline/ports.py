@@ -12,6 +12,7 @@ from meterline.errors import MeterlineError
 
 if TYPE_CHECKING:
     # Not every function needs them, and every function imports this module when it starts.
+    from meterline.domain.alerts import TriggeredAlert
     from meterline.domain.api_keys import ApiKey
     from meterline.domain.authorizations import Budget, Hold
     from meterline.domain.breaker import DayUse
@@ -705,6 +706,14 @@ class Guardrails(Protocol):
         self, customer: str, freeze: Freeze, lifted: Lifting, notification: Notification
     ) -> bool:
         """Lift this very freeze, with the audit trail; False when it is another or lifted."""
+        ...
+
+
+class BillingAlerts(Protocol):
+    """The billing layer's own alerts; raises `BillingUnavailableError`."""
+
+    def fetch_alert(self, event_id: str) -> TriggeredAlert:
+        """What went off, by the id of the event that told of it."""
         ...
 
 

@@ -20,6 +20,7 @@ from infra.local.stripe_server.account import (
     register_kind,
 )
 from infra.local.stripe_server.errors import StripeError, invalid_request, missing_resource
+from infra.local.stripe_server.resources.alerts import trigger_alerts
 from infra.local.stripe_server.routes import Params, route
 from infra.local.stripe_server.usage import WINDOW_S, MeterEvent
 
@@ -274,6 +275,7 @@ def create_meter_event(account: Account, params: Params) -> Json:
         account.collect_error(event, meter, error.message)
     else:
         account.usage.record(event)
+        trigger_alerts(account, meter, customer_id)
     return {
         "object": "billing.meter_event",
         "created": int(received_at),

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from meterline.adapters.stripe_access import StripeAccess, translate_errors
+from meterline.domain.alerts import TriggeredAlert
 from meterline.domain.dropped import DroppedUsage, DropReport, read_identifier
 from meterline.domain.webhooks import HANDLED, Notice
 from meterline.schemas.webhooks import parse_notice
@@ -43,6 +44,22 @@ class StripeEvents:
                 yield parse_notice(event.to_dict())
             for told in client.v2.core.events.list(thin).auto_paging_iter():
                 yield parse_notice({"object": "v2.core.event", **told.to_dict()})
+
+    def fetch_alert(self, event_id: str) -> TriggeredAlert:
+        """What an alert was set to, and the usage that set it off, by the id of its event."""
+        with translate_errors():
+            client = self._stripe.open()
+            told: dict[str, Any] = client.v1.events.retrieve(event_id).to_dict()["data"]["object"]
+            threshold = told["alert"]["usage_threshold"]
+            meter = threshold["meter"]
+            if isinstance(meter, str):
+                meter = client.v1.billing.meters.retrieve(meter).to_dict()
+        return TriggeredAlert(
+            str(told["alert"]["title"]),
+            str(meter["event_name"]),
+            int(threshold["gte"]),
+            int(told["value"]),
+        )
 
     def fetch_report(self, event_id: str) -> DropReport:
         """A report of dropped usage in full, by the id of its thin event."""

@@ -18,7 +18,7 @@ class Freeze:
     reason: str
     """A word for programs: `breaker`, or `operator`."""
     by: str
-    """`breaker`, or `key <name>` for an API key."""
+    """`breaker`, or `operator <login>`."""
     detail: str
     """A sentence for people."""
     lifted_at: datetime | None = None

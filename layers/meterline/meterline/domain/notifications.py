@@ -14,10 +14,13 @@ class Happening(StrEnum):
     SOFT_LIMIT_CROSSED = "SoftLimitCrossed"
     HARD_LIMIT_REACHED = "HardLimitReached"
     CUSTOMER_FROZEN = "CustomerFrozen"
+    CUSTOMER_FROZEN_BY_OPERATOR = "CustomerFrozenByOperator"
     RUNAWAY_SUSPECTED = "RunawaySuspected"
     """The breaker would have frozen the customer, but is set to warn."""
     CUSTOMER_UNFROZEN = "CustomerUnfrozen"
     INVOICE_SPIKED = "InvoiceSpiked"
+    BILLING_ALERT_TRIGGERED = "BillingAlertTriggered"
+    """An alert that an operator set up at the billing layer went off."""
 
 
 class Channel(StrEnum):
@@ -32,9 +35,11 @@ CHANNELS: Mapping[Happening, tuple[Channel, ...]] = {
     Happening.SOFT_LIMIT_CROSSED: (Channel.EMAIL, Channel.WEBHOOK),
     Happening.HARD_LIMIT_REACHED: (Channel.EMAIL, Channel.WEBHOOK),
     Happening.CUSTOMER_FROZEN: (Channel.SLACK, Channel.EMAIL, Channel.WEBHOOK),
+    Happening.CUSTOMER_FROZEN_BY_OPERATOR: (Channel.SLACK, Channel.EMAIL, Channel.WEBHOOK),
     Happening.RUNAWAY_SUSPECTED: (Channel.SLACK,),
     Happening.CUSTOMER_UNFROZEN: (Channel.SLACK, Channel.WEBHOOK),
     Happening.INVOICE_SPIKED: (Channel.SLACK,),
+    Happening.BILLING_ALERT_TRIGGERED: (Channel.SLACK, Channel.EMAIL, Channel.WEBHOOK),
 }
 """Customers hear of their limits and their account, operators of runaways and invoices."""
 

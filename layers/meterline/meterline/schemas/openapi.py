@@ -786,6 +786,29 @@ OPERATIONS: Final = (
     ),
     Operation(
         "GET",
+        "/settings/usage/invoice-events.csv",
+        "getInvoiceEventsCsv",
+        "Events behind an invoice as CSV",
+        "For the customer's admins; the digest of `listInvoices` can be made from it. Where one "
+        "file does not hold them all, `Link` names the next.",
+        200,
+        None,
+        None,
+        (),
+        media="text/csv",
+        page_statuses=(400, 401, 403, 404, 500, 503),
+        parameters=tuple(
+            {
+                "name": name,
+                "in": "query",
+                "required": name == "invoice",
+                "schema": {"type": "string"},
+            }
+            for name in ("invoice", "cursor")
+        ),
+    ),
+    Operation(
+        "GET",
         "/pricing",
         "getPricing",
         "What it costs, as a page",

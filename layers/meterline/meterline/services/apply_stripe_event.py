@@ -15,6 +15,8 @@ Sync = Callable[[str, datetime], object]
 """Bring the subscription of a customer in step (`SyncSubscriptions`)."""
 CheckInvoice = Callable[[str, datetime], object]
 """Compare an invoice, by the billing layer's id, with the ledger (`SettleInvoices`)."""
+TellAlert = Callable[[str, Sequence[str], datetime], object]
+"""Tell the customers whom an alert is about, by the id of its event (`TellAlert`)."""
 
 
 class Applied(StrEnum):
@@ -27,7 +29,7 @@ class Applied(StrEnum):
     SUBSCRIPTION_SYNCED = "subscription_synced"
     INVOICE_CHECKED = "invoice_checked"
     DROPS_RECORDED = "drops_recorded"
-    ALERT_NOTED = "alert_noted"
+    ALERT_TOLD = "alert_told"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class ApplyStripeEvent:
         *,
         sync: Sync,
         check_invoice: CheckInvoice,
+        tell_alert: TellAlert,
     ) -> None:
         self._inbox = inbox
         self._customers = customers
@@ -58,6 +61,7 @@ class ApplyStripeEvent:
         self._dropped = dropped
         self._sync = sync
         self._check_invoice = check_invoice
+        self._tell_alert = tell_alert
 
     def __call__(self, notice: Notice, now: datetime) -> Application:
         """Act on the event; it counts as handled only when all of that succeeded.
@@ -79,7 +83,8 @@ class ApplyStripeEvent:
         if not customers:
             return Application(Applied.NOT_OURS)
         if notice.type == "billing.alert.triggered":
-            return Application(Applied.ALERT_NOTED, customers)
+            self._tell_alert(notice.id, customers, now)
+            return Application(Applied.ALERT_TOLD, customers)
         # An invoice comes with a new period: the record must know it before usage is compared.
         for customer in customers:
             self._sync(customer, now)

@@ -20,6 +20,7 @@ from meterline.ports import (
     CountedHours,
     CustomerAccounts,
     EmissionStore,
+    EventsInTime,
     LedgerEntries,
     SendingRecords,
 )
@@ -97,34 +98,12 @@ class EventPage:
     next_after: Place | None
 
 
-class TraceUsage:
-    """Reads what was kept; raises `NotFoundError` and `StorageUnavailableError`."""
+class InvoiceEvents:
+    """The events behind an invoice, as they were accepted. Raises `StorageUnavailableError`."""
 
-    def __init__(
-        self,
-        customers: CustomerAccounts,
-        invoices: CheckedInvoices,
-        ledger: LedgerEntries,
-        records: SendingRecords,
-        emissions: EmissionStore,
-        counted: CountedHours,
-        meters: Mapping[str, Meter],
-    ) -> None:
-        self._customers = customers
+    def __init__(self, invoices: CheckedInvoices, ledger: EventsInTime) -> None:
         self._invoices = invoices
         self._ledger = ledger
-        self._records = records
-        self._emissions = emissions
-        self._counted = counted
-        self.meters = meters
-
-    def list_invoices(self, customer: str) -> Sequence[InvoiceCheck]:
-        """The customer's invoices with usage on them, the newest period first."""
-        if self._customers.get_customer(customer) is None:
-            raise NotFoundError(f"There is no customer {customer}.")
-        names = {name for meter in self.meters for name in self._invoices.list_of(customer, meter)}
-        checks = [check for name in names if (check := self._invoices.get(name)) is not None]
-        return sorted(checks, key=_latest_start, reverse=True)
 
     def get_invoice(self, customer: str, invoice: str) -> InvoiceCheck:
         """One of the customer's invoices, as it was last compared with the ledger."""
@@ -133,7 +112,7 @@ class TraceUsage:
             raise NotFoundError(f"There is no invoice {invoice} of {customer} with usage on it.")
         return check
 
-    def list_events(self, check: InvoiceCheck, limit: int, after: Place | None = None) -> EventPage:
+    def read_page(self, check: InvoiceCheck, limit: int, after: Place | None = None) -> EventPage:
         """Up to `limit` of the events behind an invoice, from behind that place on."""
         taken: list[tuple[int, LedgerEntry]] = []
         for index, entry in self._each_event(check, after):
@@ -142,20 +121,6 @@ class TraceUsage:
                 return EventPage(_entries(taken), Place(line, last.at, last.key.text))
             taken.append((index, entry))
         return EventPage(_entries(taken), None)
-
-    def find_event(self, key: EventKey) -> TracedEvent:
-        """One event by its key."""
-        entry = self._ledger.find(key)
-        if entry is None:
-            raise NotFoundError(f"There is no event {key.id} of {key.customer} and {key.source}.")
-        name = self._invoices.invoice_of(key.customer, entry.meter, entry.at)
-        check = self._invoices.get(name) if name is not None else None
-        lines = [
-            span
-            for span in (check.spans if check is not None else ())
-            if span.meter == entry.meter and span.period.start <= entry.at < span.period.end
-        ]
-        return TracedEvent(entry, self._find_sent(entry), check, lines[0] if lines else None)
 
     def _each_event(
         self, check: InvoiceCheck, after: Place | None
@@ -177,6 +142,51 @@ class TraceUsage:
                     )
                 ):
                     yield index, entry
+
+
+class TraceUsage:
+    """Reads what was kept; raises `NotFoundError` and `StorageUnavailableError`."""
+
+    def __init__(
+        self,
+        customers: CustomerAccounts,
+        invoices: CheckedInvoices,
+        ledger: LedgerEntries,
+        records: SendingRecords,
+        emissions: EmissionStore,
+        counted: CountedHours,
+        meters: Mapping[str, Meter],
+    ) -> None:
+        self._customers = customers
+        self._invoices = invoices
+        self._ledger = ledger
+        self.events = InvoiceEvents(invoices, ledger)
+        self._records = records
+        self._emissions = emissions
+        self._counted = counted
+        self.meters = meters
+
+    def list_invoices(self, customer: str) -> Sequence[InvoiceCheck]:
+        """The customer's invoices with usage on them, the newest period first."""
+        if self._customers.get_customer(customer) is None:
+            raise NotFoundError(f"There is no customer {customer}.")
+        names = {name for meter in self.meters for name in self._invoices.list_of(customer, meter)}
+        checks = [check for name in names if (check := self._invoices.get(name)) is not None]
+        return sorted(checks, key=_latest_start, reverse=True)
+
+    def find_event(self, key: EventKey) -> TracedEvent:
+        """One event by its key."""
+        entry = self._ledger.find(key)
+        if entry is None:
+            raise NotFoundError(f"There is no event {key.id} of {key.customer} and {key.source}.")
+        name = self._invoices.invoice_of(key.customer, entry.meter, entry.at)
+        check = self._invoices.get(name) if name is not None else None
+        lines = [
+            span
+            for span in (check.spans if check is not None else ())
+            if span.meter == entry.meter and span.period.start <= entry.at < span.period.end
+        ]
+        return TracedEvent(entry, self._find_sent(entry), check, lines[0] if lines else None)
 
     def _find_sent(self, entry: LedgerEntry) -> SentUsage:
         meter = self.meters[entry.meter]

@@ -17,6 +17,7 @@ from meterline.ports import Overviews, Plans
 from meterline.services.export_events import ExportEvents, ExportPart
 from meterline.services.set_limits import SetLimits
 from meterline.services.show_usage import ShowUsage, UsageReport, require_role
+from meterline.services.trace_usage import EventPage, InvoiceEvents, Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class ViewDashboard:
         show_usage: ShowUsage,
         limits: SetLimits,
         export: ExportEvents,
+        invoice_events: InvoiceEvents,
         plans: Plans,
         meters: Mapping[str, Meter],
     ) -> None:
@@ -53,6 +55,7 @@ class ViewDashboard:
         self._show_usage = show_usage
         self._limits = limits
         self._export = export
+        self._invoice_events = invoice_events
         self._plans = plans
         self._meters = meters
 
@@ -80,6 +83,18 @@ class ViewDashboard:
             raise NotFoundError(f"There is no customer {viewer.customer}.")
         role = require_role(overview.account, viewer.user, viewer.role)
         return self._export(viewer.customer, start, end, user=_own_part(viewer, role))
+
+    def export_invoice(
+        self, viewer: Viewer, invoice: str, limit: int, after: Place | None
+    ) -> EventPage:
+        """The events behind one of the customer's invoices, for its admins."""
+        overview = self._overviews.load(viewer.customer)
+        if overview is None:
+            raise NotFoundError(f"There is no customer {viewer.customer}.")
+        if require_role(overview.account, viewer.user, viewer.role) is not Role.ADMIN:
+            raise ForbiddenError("Only admins see invoices.")
+        check = self._invoice_events.get_invoice(viewer.customer, invoice)
+        return self._invoice_events.read_page(check, limit, after)
 
     def list_plans(self, now: datetime) -> tuple[Sequence[Plan], Mapping[str, Meter]]:
         """The plans on offer, cheapest first."""
