@@ -74,13 +74,13 @@ class Looked:
 
 
 @contextmanager
-def start_chromium() -> Iterator[Browser]:
+def start_chromium(*flags: str) -> Iterator[Browser]:
     """Chromium as Debian has it, without a window and without calls of its own."""
     executable = shutil.which("chromium") or "/usr/bin/chromium"
     if not os.access(executable, os.X_OK):
         pytest.skip("needs Chromium: apt-get install chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=list(_FLAGS))
+        browser = playwright.chromium.launch(executable_path=executable, args=[*_FLAGS, *flags])
         try:
             yield browser
         finally:
@@ -92,7 +92,12 @@ def look(
     browser: Browser, url: str, *, width: int = 1440, scheme: Scheme = "light"
 ) -> Iterator[Looked]:
     """A page in a browser of its own: no cookie of another one is there."""
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    context = browser.new_context(
+        viewport={"width": width, "height": 900},
+        color_scheme=scheme,
+        # A test signs the certificates of its own sites.
+        ignore_https_errors=True,
+    )
     try:
         looked = Looked(context.new_page())
         looked.page.on("console", lambda message: looked.complaints.append(message.text))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -35,6 +36,42 @@ class Tally:
     days: Mapping[date, tuple[Decimal, int]] = field(default_factory=dict)
     actions: Mapping[str | None, Decimal] = field(default_factory=dict)
     users: Mapping[str | None, Decimal] = field(default_factory=dict)
+
+
+class DashboardSettings:
+    """What an operator sets for the deployed pages: the secret's sign-in, and who may frame them.
+
+    A function whose configuration changes starts anew, and reads its secret then.
+    """
+
+    def __init__(self, stack: LocalStack) -> None:
+        self._functions, self._secrets = stack.client("lambda"), stack.client("secretsmanager")
+        self._name = stack.outputs["ServeDashboardFunctionName"]
+
+    @contextmanager
+    def changed(
+        self, *, sign_in: Mapping[str, Any] | None = None, frame_origins: str = ""
+    ) -> Iterator[None]:
+        """Within it, these hold."""
+        told = self._functions.get_function_configuration(FunctionName=self._name)
+        before = told["Environment"]["Variables"]
+        secret_id = before["DASHBOARD_SECRET_ID"]
+        secret = self._secrets.get_secret_value(SecretId=secret_id)["SecretString"]
+        now = json.loads(secret) | ({"sign_in": sign_in} if sign_in is not None else {})
+        try:
+            self._secrets.put_secret_value(SecretId=secret_id, SecretString=json.dumps(now))
+            self._configure({**before, "FRAME_ORIGINS": frame_origins, "STARTED_FOR": "a test"})
+            yield
+        finally:
+            self._secrets.put_secret_value(SecretId=secret_id, SecretString=secret)
+            self._configure(before)
+
+    def _configure(self, variables: Mapping[str, str]) -> None:
+        environment = {"Variables": dict(variables)}
+        self._functions.update_function_configuration(
+            FunctionName=self._name, Environment=environment
+        )
+        self._functions.get_waiter("function_updated").wait(FunctionName=self._name)
 
 
 def tally_ledger(
