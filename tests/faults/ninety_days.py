@@ -268,14 +268,23 @@ class Simulation:
             self.weather.follow(now)
             self._use()
         self._report_again()
-        service = self.service
-        service.project()
-        service.emit()
+        # Functions run side by side: sometimes an invoice is met before its usage is sent.
+        jobs = [self._bill, self._hear_of_stripe]
+        if self.dice.random() < 0.3:
+            jobs.reverse()
+        for work in jobs:
+            work()
+        self.service.recheck()
+        self._look_after_subscriptions(now)
+
+    def _bill(self) -> None:
+        self.service.project()
+        self.service.emit()
+
+    def _hear_of_stripe(self) -> None:
         self._fetch_mail()
         self._deliver_mail()
-        service.apply_events()
-        service.recheck()
-        self._look_after_subscriptions(now)
+        self.service.apply_events()
 
     def _end_day(self, day: int) -> None:
         self.row.polled += self.service.poll()
@@ -296,7 +305,9 @@ class Simulation:
 
     def _use(self) -> None:
         for customer in self.customers:
-            if self.dice.random() < min(1.0, customer.busy / 4):
+            # Most stop when they have left, and some do not notice.
+            calls_a_day = customer.busy if customer.period_end is not None else customer.busy / 10
+            if self.dice.random() < calls_a_day / 4:
                 burst = 1 + min(20, int(self.dice.expovariate(0.9)))
                 self._report(customer, [self._make_event(customer) for _ in range(burst)])
 

@@ -89,7 +89,7 @@ T = TypeVar("T")
 SECRET = "whsec_of_the_simulation"
 EMISSIONS, DEAD, NOTICES = "emissions", "emissions-dead", "stripe-events"
 SHARDS = 2
-_CRASH_PROBABILITY = 0.01
+_CRASH_PROBABILITY = 0.03
 _MAX_DELIVERIES = 60
 """Of one queue in one tick: what is left waits for the next."""
 
