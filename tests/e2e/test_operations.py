@@ -157,7 +157,13 @@ def invoiced(run: Run, api: Api, stripe_url: str) -> tuple[str, str, str]:
     account.advance(subscriber, start + timedelta(days=20))
     assert api.put_customer(customer, billing_customer=subscriber.billing_customer).status == 200
     at = start + timedelta(days=19)
-    api.report(make_event("first", customer, "7", at), make_event("second/ä", customer, "0.5", at))
+    tokens = make_event("of the hour", customer, "1200", at)
+    tokens["data"]["meter"] = "tokens"
+    first, second = (
+        make_event("first", customer, "7", at),
+        make_event("second/ä", customer, "0.5", at),
+    )
+    assert api.report(first, second, tokens).told["accepted"] == 3
     billed = BilledUsage(stripe_url, subscriber.billing_customer, "meterline_credits")
     await_value(billed.total, 7500)
     account.advance(subscriber, subscriber.period_end + timedelta(minutes=1))
@@ -231,6 +237,12 @@ def test_the_api_leads_from_an_invoice_to_its_events_and_back(
         assert (back["event"], back["invoice"], back["line"]) == (each, invoice, line)
         assert back["billing"]["state"] == "sent"
         assert back["billing"]["identifier"].startswith("ml_")
+
+    # Of another meter, told to Stripe as its hour's total, and on no invoice of this plan.
+    other = get(f"events?{urlencode({'source': 'books', 'id': 'of the hour'})}", "events").told
+    assert (other["billing"]["mode"], other["event"]["quantity"]) == ("hourly", "1200")
+    assert other["billing"]["identifier"].startswith("mlh_")
+    assert (other["invoice"], other["line"]) == (None, None)
 
 
 def test_admins_of_a_customer_take_the_list_behind_an_invoice_from_their_page(
