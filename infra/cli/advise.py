@@ -11,7 +11,7 @@ version of its start, so a plan changes its meter between two periods and never 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -34,16 +34,18 @@ from infra.cli.past_usage import CsvDefaults, Gaps, PastEvent, read_csv, read_en
 from infra.cli.provider_costs import ProviderCosts
 from infra.cli.stack_access import open_stack, stack_option
 from meterline.adapters.dynamodb_accounts import DynamoAccounts
+from meterline.adapters.dynamodb_catalog import DynamoPlans, DynamoRateCards
 from meterline.adapters.dynamodb_ledger import DynamoLedger
 from meterline.adapters.dynamodb_totals import DynamoTotals
-from meterline.catalog import CATALOG_DIR, InvalidCatalogError, load_meters, read_plans
-from meterline.catalog.rate_cards import load_rate_card
+from meterline.adapters.dynamodb_wire import DynamoWire
+from meterline.catalog import InvalidCatalogError, load_meters, load_plans, read_plans
+from meterline.catalog.rate_cards import load_rate_card, read_rate_card
 from meterline.domain.currencies import to_main_unit
 from meterline.domain.measuring import floor_hour
 from meterline.domain.pricing import Plan, price, total_minor
+from meterline.domain.rating import RateCard
 
 _PAGE = 100
-_PLANS = CATALOG_DIR / "plans.toml"
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -68,8 +70,9 @@ _source_options = (
     click.option("--model", help="For a CSV without that column."),
     click.option("--customer", multiple=True, help="Only these customers of the ledger."),
     click.option("--days", default=90, show_default=True, help="How far the ledger is read back."),
-    click.option("--plans", type=_file, default=_PLANS, help="Plans file."),
+    click.option("--plans", type=_file, help="Plans file; the stack's plans without it."),
     click.option("--plan", "plan_id", default="pro", show_default=True, help="The plan."),
+    click.option("--rate-card", type=_file, help="Rate card; the stack's own without it."),
     click.option("--json", "as_json", is_flag=True, help="Print JSON."),
 )
 
@@ -98,8 +101,9 @@ def metric(
     model: str | None,
     customer: tuple[str, ...],
     days: int,
-    plans: Path,
+    plans: Path | None,
     plan_id: str,
+    rate_card: Path | None,
     margin: Decimal,
     usd_rate: Decimal,
     *,
@@ -108,7 +112,8 @@ def metric(
     """Raw tokens, credits or outcomes: cost per unit, margins, bills, and which one to bill."""
     if margin >= 1:
         raise click.UsageError("--margin is a share of the price: below 1")
-    plan = _find_plan(plans, plan_id)
+    catalog = _open_catalog(stack_name, csv_path)
+    plan = catalog.find_plan(plans, plan_id)
     if plan.currency != "usd" and usd_rate == 1:
         raise click.UsageError(f"costs are in dollars: give --usd-rate for {plan.currency}")
     gaps = Gaps()
@@ -119,7 +124,7 @@ def metric(
         advice = advise(
             events,
             ProviderCosts().of,
-            load_rate_card(),
+            catalog.find_card(rate_card),
             load_meters(),
             plan,
             gaps,
@@ -180,19 +185,21 @@ def switch(
     model: str | None,
     customer: tuple[str, ...],
     days: int,
-    plans: Path,
+    plans: Path | None,
     plan_id: str,
+    rate_card: Path | None,
     new_plans: Path,
     *,
     as_json: bool,
 ) -> None:
     """Each customer's bill per calendar month on the plan as it is and as it would be."""
-    old, new = _find_plan(plans, plan_id), _find_plan(new_plans, plan_id)
+    catalog = _open_catalog(stack_name, csv_path)
+    old, new = catalog.find_plan(plans, plan_id), catalog.find_plan(new_plans, plan_id)
     if old.currency != new.currency:
         raise click.UsageError("the two plans have different currencies: nothing to compare")
     gaps = Gaps()
     months: dict[tuple[str, str], list[Decimal]] = {}
-    card, meters = load_rate_card(), load_meters()
+    card, meters = catalog.find_card(rate_card), load_meters()
     events = _read_events(stack_name, csv_path, provider, model, customer, days, gaps)
     for event in _without_repeats(events, old, gaps):
         used = months.setdefault((event.customer, f"{event.at:%Y-%m}"), [Decimal(0), Decimal(0)])
@@ -276,16 +283,50 @@ def _each_customer(accounts: DynamoAccounts) -> Iterator[str]:
         after = page[-1].id
 
 
-def _find_plan(path: Path, plan_id: str) -> Plan:
-    try:
-        plans = read_plans(path, load_meters())
-    except InvalidCatalogError as error:
-        raise click.ClickException(f"{path.name}: {error}") from error
-    if plan_id not in plans:
-        raise click.UsageError(f"there is no plan {plan_id}: {', '.join(plans)}")
-    if plans[plan_id].meter not in tuple(Metric):
-        raise click.UsageError(f"the plan bills {plans[plan_id].meter}, which is none of the three")
-    return plans[plan_id]
+def _open_catalog(stack_name: str, csv_path: Path | None) -> OperatorCatalog:
+    now = datetime.now(UTC)
+    if csv_path is not None:
+        return OperatorCatalog(now)
+    stack = open_stack(stack_name)
+    return OperatorCatalog(now, (stack.wire(), stack.table("Accounts")))
+
+
+class OperatorCatalog:
+    """The operator's plans and rate card: of a file, else what counts on the stack at `now`, else
+    (for a CSV, which needs no stack) what is bundled. `place` is the stack's accounts table."""
+
+    def __init__(self, now: datetime, place: tuple[DynamoWire, str] | None = None) -> None:
+        self._now = now
+        self._place = place
+
+    def find_card(self, path: Path | None) -> RateCard:
+        """The rate card; raises `click.ClickException` for a file that is none."""
+        if path is not None:
+            try:
+                return read_rate_card(path.read_text("utf-8"))
+            except InvalidCatalogError as error:
+                raise click.ClickException(f"{path.name}: {error}") from error
+        if self._place is None:
+            return load_rate_card()
+        return DynamoRateCards(*self._place).at(self._now)
+
+    def find_plan(self, path: Path | None, plan_id: str) -> Plan:
+        """The plan; raises `click.ClickException`."""
+        plans = self._find_plans(path)
+        if plan_id not in plans:
+            raise click.UsageError(f"there is no plan {plan_id}: {', '.join(plans)}")
+        meter = plans[plan_id].meter
+        if meter not in tuple(Metric):
+            raise click.UsageError(f"the plan bills {meter}, which is none of the three")
+        return plans[plan_id]
+
+    def _find_plans(self, path: Path | None) -> Mapping[str, Plan]:
+        if path is not None:
+            try:
+                return read_plans(path, load_meters())
+            except InvalidCatalogError as error:
+                raise click.ClickException(f"{path.name}: {error}") from error
+        return load_plans() if self._place is None else DynamoPlans(*self._place).at(self._now)
 
 
 def _print_advice(console: Console, advice: Advice, plan: Plan, margin: Decimal) -> None:

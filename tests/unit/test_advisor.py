@@ -251,6 +251,16 @@ def write_csv(tmp_path: Path) -> Callable[[str], Path]:
 
 
 HEADER = "customer,time,action,provider,model,input_tokens,output_tokens\n"
+DEARER_CARD = """
+version = "mine"
+effective_from = 2026-11-22T00:00:00Z
+tokens = 1000
+[[rates]]
+provider = "anthropic"
+models = ["claude-*"]
+input_tokens = "7"
+output_tokens = "7"
+"""
 
 
 def test_a_row_that_cannot_be_read_costs_only_itself(write_csv: Callable[[str], Path]) -> None:
@@ -293,6 +303,22 @@ def test_the_command_judges_a_csv(write_csv: Callable[[str], Path]) -> None:
     assert shown.exit_code == 0
     assert "Bill credits." in shown.output
     assert "no price for replicate llama" in shown.output
+
+
+def test_the_operators_rate_card_is_the_one_that_counts(
+    write_csv: Callable[[str], Path], tmp_path: Path
+) -> None:
+    row = "acme,2026-11-{:02d}T12:00:00Z,report,anthropic,claude-sonnet-4-5,1000,0\n"
+    path = write_csv(HEADER + "".join(row.format(day) for day in range(1, 29)))
+    card = tmp_path / "rate_card.toml"
+    card.write_text(DEARER_CARD)
+    for options, quantity in (((), 28), (("--rate-card", str(card)), 28 * 7)):
+        told = json.loads(run("metric", "--csv", str(path), "--json", *options).stdout)
+        assert Decimal(told["metrics"]["credits"]["quantity"]) == quantity
+    card.write_text("version = 1")
+    refused = run("metric", "--csv", str(path), "--rate-card", str(card))
+    assert refused.exit_code == 1
+    assert "rate_card.toml" in refused.output
 
 
 def test_a_switch_shows_both_bills_side_by_side(

@@ -8,6 +8,7 @@ from decimal import Decimal
 
 import pytest
 
+from infra.cli.advise import OperatorCatalog
 from meterline.adapters.dynamodb_catalog import DynamoCatalog, DynamoPlans, DynamoRateCards
 from meterline.catalog import load_meters, load_plans
 from meterline.catalog.versions import Kind, load_bundled, plan_apply, read_version
@@ -51,6 +52,24 @@ def test_versions_are_kept_word_for_word_and_never_replaced(store: Store) -> Non
     with pytest.raises(SupersededError):
         catalog.add_version(new, NOW)
     assert catalog.list_versions(Kind.PLANS) == []
+
+
+def test_the_advisor_reckons_with_what_the_operator_applied(store: Store) -> None:
+    tables = store.create_tables()
+    catalog = DynamoCatalog(store.wire(), tables.accounts)
+    place = (store.wire(), tables.accounts)
+    assert OperatorCatalog(NOW, place).find_card(None).version == "2026-11-01"
+    for version in plan_apply([], read_version(Kind.RATE_CARD, DEARER), NOW):
+        catalog.add_version(version, NOW)
+    plans = load_bundled(Kind.PLANS).content.replace("base_fee_minor = 2900", "base_fee_minor = 1")
+    plans = plans.replace("2026-11-01T00:00:00Z", f"{SWITCH:%Y-%m-%dT%H:%M:%SZ}")
+    for version in plan_apply([], read_version(Kind.PLANS, plans.replace("-01", "-22")), NOW):
+        catalog.add_version(version, NOW)
+    before, after = OperatorCatalog(NOW, place), OperatorCatalog(SWITCH, place)
+    assert before.find_card(None).version == "2026-11-01"
+    assert after.find_card(None).version == "2026-11-22"
+    assert before.find_plan(None, "pro").base_fee_minor == 2900
+    assert after.find_plan(None, "pro").base_fee_minor == 1
 
 
 def test_each_event_is_rated_by_the_version_of_its_time_and_the_ledger_says_which(
