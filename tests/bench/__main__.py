@@ -178,7 +178,8 @@ def prepare_tables(url: str, prefix: str) -> dict[str, str]:
     tables = create_tables(boto3.client("dynamodb", endpoint_url=url), prefix)
     accounts = DynamoAccounts(DynamoWire(endpoint_url=url), tables["ACCOUNTS_TABLE"])
     now = datetime.now(UTC)
-    accounts.add_key(ApiKey(hash_key(_API_KEY), "bench", frozenset({Scope.USAGE}), now))
+    key = ApiKey(hash_key(_API_KEY), "bench", frozenset({Scope.USAGE}), now, calls_per_s=10**6)
+    accounts.add_key(key)
     for customer in customer_ids(SAAS):
         changes = {"name": customer, "plan": "pro", "billing_customer": f"cus_{customer}"}
         accounts.put_customer(customer, changes, now)

@@ -109,7 +109,8 @@ def seed(wire: DynamoWire, tables: Mapping[str, str]) -> None:
     """A customer without a limit and one with."""
     now = datetime.now(UTC)
     accounts = DynamoAccounts(wire, tables["ACCOUNTS_TABLE"])
-    accounts.add_key(ApiKey(hash_key(_KEY), "bench", frozenset({Scope.USAGE}), now))
+    key = ApiKey(hash_key(_KEY), "bench", frozenset({Scope.USAGE}), now, calls_per_s=10**6)
+    accounts.add_key(key)
     for customer in ("free", "limited"):
         accounts.put_customer(customer, {"name": customer, "plan": "pro"}, now)
     limits = Limits(stop_at=QuantityLimit(Decimal(10**9)))
