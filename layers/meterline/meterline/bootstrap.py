@@ -305,7 +305,9 @@ def authenticate_and_unfreeze_customer(
 
 def read_stream(environment: Environment) -> StreamReader:
     """How `project_usage` reads the ledger's stream."""
+    from meterline.adapters.dynamodb_set_aside import SetAsideOnce
     from meterline.adapters.dynamodb_stream import StreamReader
+    from meterline.adapters.dynamodb_wire import DynamoWire
     from meterline.adapters.sqs_emission_queue import SqsDeadLetters
     from meterline.catalog import load_meters
 
@@ -314,7 +316,11 @@ def read_stream(environment: Environment) -> StreamReader:
         raise ConfigurationError(f"STREAM_SHARDS must be many or one, is {shards!r}")
     return StreamReader(
         load_meters(),
-        SqsDeadLetters(require(environment, "PROJECTION_DLQ_URL")),
+        SetAsideOnce(
+            SqsDeadLetters(require(environment, "PROJECTION_DLQ_URL")),
+            DynamoWire(),
+            require(environment, "TOTALS_TABLE"),
+        ),
         one_shard=shards == "one",
     )
 

@@ -8,9 +8,13 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
+import pytest
+
+from meterline.adapters.dynamodb_set_aside import SetAsideOnce
 from meterline.adapters.dynamodb_stream import StreamReader
 from meterline.catalog import load_meters
 from meterline.domain.usage import LedgerEntry
+from meterline.errors import StorageUnavailableError
 from meterline.ports import Recorded
 from tests.integration.storage.entries import NOON, make_entry
 from tests.integration.storage.stores import Store
@@ -125,3 +129,31 @@ def test_a_record_that_cannot_be_read_is_set_aside_with_its_reason(
         "unreadable_record: FinerThanSubUnitError('0.0001 credit is finer than 1/1000')",
         "unreadable_record: KeyError('a meter that the catalog lost')",
     ]
+
+
+def test_a_record_that_comes_again_is_set_aside_once(store: Store, customer: str) -> None:
+    letters = KeptLetters()
+    once = SetAsideOnce(letters, store.wire(), store.tables.totals)
+    records = [{"eventID": f"{customer}-{number}", "dynamodb": {}} for number in range(2)]
+    for _ in range(3):
+        for record in records:
+            once.put(record, "unreadable_record: why")
+    nameless = {"dynamodb": {"Keys": {"k": {"S": customer}}}}
+    once.put(nameless, "unreadable_record: why")
+    once.put(nameless, "unreadable_record: why")
+    assert [record for record, _ in letters.kept] == [*records, nameless]
+
+
+def test_a_record_that_could_not_be_set_aside_is_set_aside_when_it_comes_again(
+    store: Store, customer: str
+) -> None:
+    class NoDeadLetters:
+        def put(self, body: Mapping[str, Any], reason: str) -> None:
+            raise StorageUnavailableError("late")
+
+    record = {"eventID": customer}
+    with pytest.raises(StorageUnavailableError):
+        SetAsideOnce(NoDeadLetters(), store.wire(), store.tables.totals).put(record, "why")
+    letters = KeptLetters()
+    SetAsideOnce(letters, store.wire(), store.tables.totals).put(record, "why")
+    assert letters.kept == [(record, "why")]

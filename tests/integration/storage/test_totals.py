@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from meterline.domain.projection import (
     PendingEmission,
     ProjectedEvent,
     TotalsStep,
+    name_recount,
     plan_steps,
 )
 from meterline.domain.usage import EventKey
@@ -102,6 +104,37 @@ def test_a_step_moves_counters_batch_and_checkpoint(
         BatchDue(customer, "credits", step.id),
         HourDue(customer, "tokens", HOUR),
     ]
+
+
+def test_a_checkpoint_goes_when_its_shard_is_long_silent_and_owes_nothing(
+    store: Store, customer: str, shard: str
+) -> None:
+    totals = store.totals()
+
+    def expires_at(of: str) -> float | None:
+        item = store.wire().call(
+            "GetItem",
+            {
+                "TableName": store.tables.totals,
+                "Key": {"pk": {"S": f"shard#{of}"}, "sk": {"S": "checkpoint"}},
+            },
+        )["Item"]
+        return float(item["expires_at"]["N"]) if "expires_at" in item else None
+
+    owing = totals.apply(shard, Checkpoint(), plan_one(make_event(customer, 0)))
+    assert expires_at(shard) is None, "the emitter still has to hear of it"
+    totals.clear_pending(shard, owing)
+    at = expires_at(shard)
+    assert at is not None
+    # The stream keeps records for a day: what the checkpoint knows of is gone long before it is.
+    assert at - time.time() > timedelta(days=2).total_seconds()
+    totals.apply(shard, replace(owing, pending=None), plan_one(make_event(customer, 1)))
+    assert expires_at(shard) is None
+    recount = name_recount(customer, "credits")
+    step = plan_one(make_event(customer, 2, sub_units=0))
+    step.through = 1
+    totals.apply(recount, Checkpoint(), step)
+    assert expires_at(recount) is None, "its places would begin anew"
 
 
 def read_shares(store: Store, customer: str) -> dict[str, tuple[int, int]]:

@@ -21,7 +21,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from zlib import crc32
 
@@ -57,6 +57,11 @@ from meterline.ports import CheckpointMovedError
 
 MAX_STEP_ITEMS = 99
 """Items of a step: a transaction takes 100 (DynamoDB API reference), one is the checkpoint."""
+CHECKPOINT_LIFE = timedelta(days=7)
+"""For so long a shard may be silent before its checkpoint goes. What lies at or below it is older,
+and the stream keeps records for 24 hours only (DynamoDB developer guide): it can come no more. One
+that owes hand-overs stays until they are made; that of a recount, whose places must not begin anew,
+for ever."""
 _MAX_CONFLICTS = 8
 _NAMES_PER_ITEM = 16
 """About a kilobyte: 40 bytes for a name of ten characters with its two counters."""
@@ -255,6 +260,11 @@ class DynamoTotals(DynamoCounters):
         condition, values = _expect(expected)
         values[":now"] = {"S": self._now().isoformat()}
         sets, removed = ["moved_at = :now"], []
+        if moved.pending is None and read_recount(shard) is None:
+            values[":expires"] = {"N": str(int((self._now() + CHECKPOINT_LIFE).timestamp()))}
+            sets.append("expires_at = :expires")
+        else:
+            removed.append("expires_at")
         pending = _write_pending(moved.pending) if moved.pending else None
         for name, value in (_write_place(moved) | {"pending": pending}).items():
             if value is None:
