@@ -1,8 +1,8 @@
 """Records that were set aside, each once: a delivery that fails afterwards brings them again.
 
-The mark is an item of the `totals` table, at pk `aside#<event id>`, sk `record`. The stream keeps a record
-for a day, so two days of marks are enough. Where a process ends between the letter and
-the mark, the record is set aside a second time; never not at all.
+The mark is an item of the `totals` table, at pk `aside#<event id>`, sk `record`. The stream keeps
+a record for a day, so two days of marks are enough. Where a process ends between the letter and the
+mark, the record is set aside a second time; never not at all.
 """
 
 from __future__ import annotations
