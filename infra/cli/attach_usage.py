@@ -17,7 +17,8 @@ import stripe
 from meterline.catalog import Plan
 
 ProrationBehavior = Literal["create_prorations", "none", "always_invoice"]
-_LIVE = ("active", "trialing", "past_due", "unpaid")
+LIVE = ("active", "trialing", "past_due", "unpaid")
+"""Statuses of subscriptions that go on."""
 
 
 @dataclass(slots=True)
@@ -41,10 +42,13 @@ def find_subscriptions(
         params["test_clock"] = test_clock
     listed = client.v1.subscriptions.list(params)
     rows = (row.to_dict() for row in listed.auto_paging_iter())
-    return [row for row in rows if row["status"] in _LIVE]
+    return [row for row in rows if row["status"] in LIVE]
 
 
-def _items(client: stripe.StripeClient, subscription: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def list_items(
+    client: stripe.StripeClient, subscription: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """All items of a subscription, however many it has."""
     embedded = subscription["items"]
     if not embedded["has_more"]:
         yield from embedded["data"]
@@ -70,7 +74,7 @@ def attach_usage(
     currencies = {plan.currency, *plan.currency_options}
     for subscription in subscriptions:
         name = subscription["id"]
-        prices = [item["price"] for item in _items(client, subscription)]
+        prices = [item["price"] for item in list_items(client, subscription)]
         same_meter = [
             price["id"] for price in prices if (price.get("recurring") or {}).get("meter") == meter
         ]

@@ -99,6 +99,8 @@ def apply(stack_name: str, rate_card: Path, plans: Path, *, dry_run: bool) -> No
             )
             if not dry_run:
                 _add(catalog, version, now)
+        if each.kind is Kind.PLANS and not dry_run:
+            click.echo(f"next:  setup --plans {plans} --move-at-renewal, for Stripe's prices")
 
 
 def _add(catalog: DynamoCatalog, version: CatalogVersion, now: datetime) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,13 @@ from infra.cli.billing_setup import (
     plan_changes,
     read_account,
 )
+from infra.cli.move_subscriptions import (
+    PARTS,
+    Moved,
+    find_movable,
+    find_prices,
+    move_subscriptions,
+)
 from infra.cli.stripe_access import open_client, read_key
 from meterline.catalog import (
     CATALOG_DIR,
@@ -33,6 +41,7 @@ from meterline.catalog import (
     read_meters,
     read_plans,
 )
+from meterline.catalog.versions import CatalogVersion, Kind, read_version
 
 __all__ = ["apply", "command", "plan_changes", "read_account"]
 
@@ -77,7 +86,12 @@ _file = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=click.Choice(["create_prorations", "none", "always_invoice"]),
     help="With --attach: there is no default, choose.",
 )
-@click.option("--test-clock", help="With --attach: the subscriptions of this test clock.")
+@click.option(
+    "--move-at-renewal",
+    is_flag=True,
+    help="Take subscriptions with older prices of a plan over to its new ones, when they renew.",
+)
+@click.option("--test-clock", help="With --attach or --move-at-renewal: only this test clock's.")
 def command(
     *,
     dry_run: bool,
@@ -94,6 +108,7 @@ def command(
     secrets_file: Path | None,
     attach: bool,
     proration_behavior: str | None,
+    move_at_renewal: bool,
     test_clock: str | None,
 ) -> None:
     """Create or update at Stripe what the catalog describes. A second run changes nothing."""
@@ -105,6 +120,7 @@ def command(
     try:
         known_meters = read_meters(meters)
         known_plans = read_plans(plans, known_meters)
+        version = read_version(Kind.PLANS, plans.read_text("utf-8")) if move_at_renewal else None
         _check_plans(known_plans, targets)
         found = read_account(client, known_plans, targets)
         changes = plan_changes(found, known_meters, known_plans, targets)
@@ -123,6 +139,12 @@ def command(
                 )
                 for plan in known_plans.values()
             }
+        moved = {}
+        if version is not None:
+            moved = {
+                plan.id: _move(client, plan, version, applied, test_clock, dry_run=dry_run, out=out)
+                for plan in known_plans.values()
+            }
     except (SetupRefusedError, InvalidCatalogError) as error:
         raise click.ClickException(str(error)) from error
     except stripe.StripeError as error:
@@ -131,8 +153,10 @@ def command(
     out.print(f"{changed} change{'' if changed == 1 else 's'}{' to make' if dry_run else ' made'}")
     if as_json:
         summary = _summarise(changes, applied, known_meters, known_plans, attached)
-        click.echo(json.dumps({"dry_run": dry_run, **summary}, indent=2))
-    if any(result.failed for result in attached.values()):
+        told = {plan: asdict(result) for plan, result in moved.items()}
+        click.echo(json.dumps({"dry_run": dry_run, **summary, "moved": told}, indent=2))
+    failed = [result.failed for result in attached.values()]
+    if any([*failed, *(result.failed for result in moved.values())]):
         raise click.ClickException("not every subscription could be changed; run it again")
 
 
@@ -203,6 +227,45 @@ def _attach(
         f"{len(result.already)} had it, {len(result.skipped)} skipped, {len(result.failed)} failed"
     )
     for name, why in {**result.skipped, **result.failed}.items():
+        out.print(f"  {name}: {why}", markup=False)
+    return result
+
+
+def _move(
+    client: stripe.StripeClient,
+    plan: Plan,
+    version: CatalogVersion,
+    applied: Applied,
+    test_clock: str | None,
+    *,
+    dry_run: bool,
+    out: Console,
+) -> Moved:
+    current = {part: applied.ids.get(("price", f"{plan.id}.{part}"), "") for part in PARTS}
+    product = applied.ids.get(("product", plan.id))
+    if product is None or not all(current.values()):
+        # A dry run before the new prices are made: there is nothing yet to move to.
+        out.print(f"plan {plan.id}: its new prices are not there yet")
+        return Moved()
+    prices = find_prices(client, plan, product, current)
+    subscriptions = find_movable(client, prices, test_clock)
+    with Progress(console=out, transient=True) as bar:
+        task = bar.add_task(f"plan {plan.id}", total=len(subscriptions))
+        result = move_subscriptions(
+            client,
+            plan,
+            (version.version, version.effective_from),
+            prices,
+            subscriptions,
+            dry_run=dry_run,
+            progress=lambda: bar.advance(task),
+        )
+    out.print(
+        f"plan {plan.id}: {len(result.scheduled)} {'to move' if dry_run else 'moving'} at renewal, "
+        f"{len(result.already)} were, {len(result.later)} renew before the version counts, "
+        f"{len(result.skipped)} skipped, {len(result.failed)} failed"
+    )
+    for name, why in {**result.later, **result.skipped, **result.failed}.items():
         out.print(f"  {name}: {why}", markup=False)
     return result
 

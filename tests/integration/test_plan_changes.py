@@ -1,23 +1,27 @@
-"""A subscription that goes from one plan to another, as the local Stripe bills it and as we do."""
+"""Subscriptions whose plan changes, or its prices, as the local Stripe bills them and as we do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 import stripe
+from click.testing import CliRunner
 
+from infra.cli.__main__ import main
 from infra.cli.billing_setup import Targets, apply, plan_changes, read_account
 from infra.local.stripe_server.serving import LocalStripe
 from meterline.adapters.stripe_subscriptions import read_subscription
-from meterline.catalog import load_meters, load_plans
+from meterline.catalog import CATALOG_DIR, load_meters, load_plans, read_plans
 from meterline.domain.customers import Account, Customer
 from meterline.domain.periods import Period
-from meterline.domain.pricing import Plan, price, total_minor
+from meterline.domain.pricing import Plan, price, price_usage, total_minor
 from meterline.domain.subscriptions import Subscription, follow
 from meterline.services.show_usage import find_terms
 
@@ -135,3 +139,153 @@ def test_a_plan_changed_in_mid_period_counts_from_that_second_on(
     assert preview.total == total_minor(price(Decimal(50_000), PLANS[new]))
     after, _, _, _ = find_terms(account, BundledPlans(), METERS, began.current.end)
     assert after.start == began.current.end
+
+
+# The prices of a plan change
+
+
+RENEWAL = datetime(2026, 2, 28, 9, 41, 7, tzinfo=UTC)
+
+
+@pytest.fixture
+def write_plans(tmp_path: Path) -> Callable[[datetime], Path]:
+    """A plans file that makes Pro dearer from a moment on."""
+
+    def write(since: datetime) -> Path:
+        text = (CATALOG_DIR / "plans.toml").read_text("utf-8")
+        for old, new in (
+            ('version = "2026-11-01"', f'version = "since-{since:%Y%m%d}"'),
+            ("2026-11-01T00:00:00Z", f"{since:%Y-%m-%dT%H:%M:%SZ}"),
+            ("base_fee_minor = 2900", "base_fee_minor = 3900"),
+            ("unit_amount_minor = 0.5\n", "unit_amount_minor = 0.6\n"),
+        ):
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / "plans.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def set_up(local: LocalStripe, plans: Path, *options: str) -> dict[str, Any]:
+    """What `setup` says that it did."""
+    arguments = ["setup", "--stripe-url", local.url, "--json", "--plans", str(plans), *options]
+    answered = CliRunner(mix_stderr=False).invoke(
+        main, arguments, env={"STRIPE_API_KEY": local.key}, catch_exceptions=False
+    )
+    assert answered.exit_code == 0, answered.stderr
+    told: dict[str, Any] = json.loads(answered.stdout)
+    return told
+
+
+def move(local: LocalStripe, plans: Path, subscriber: Subscriber, *options: str) -> dict[str, Any]:
+    """What became of Pro's subscriptions on the subscriber's clock."""
+    options = ("--move-at-renewal", "--test-clock", subscriber.clock, *options)
+    told: dict[str, Any] = set_up(local, plans, *options)["moved"]["pro"]
+    return told
+
+
+def count_writes(local: LocalStripe) -> int:
+    return sum(row["method"] != "GET" for row in local.journal())
+
+
+NOTHING: dict[str, Any] = {
+    "scheduled": {},
+    "already": [],
+    "later": {},
+    "skipped": {},
+    "failed": {},
+}
+
+
+@pytest.mark.parametrize("subscriber", ["pro"], indirect=True)
+def test_new_prices_count_from_the_renewal_on_and_never_before(
+    local: LocalStripe, subscriber: Subscriber, write_plans: Callable[[datetime], Path]
+) -> None:
+    plans = write_plans(datetime(2026, 2, 15, tzinfo=UTC))
+    name, v1 = subscriber.subscription, subscriber.client.v1
+    assert move(local, plans, subscriber, "--dry-run") == NOTHING, "there are no new prices yet"
+    set_up(local, plans)
+    writes = count_writes(local)
+    expected = {**NOTHING, "scheduled": {name: "2026-02-28T09:41:07Z"}}
+    assert move(local, plans, subscriber, "--dry-run") == expected
+    assert count_writes(local) == writes
+    assert move(local, plans, subscriber) == expected
+    for _ in range(2):
+        writes = count_writes(local)
+        assert move(local, plans, subscriber) == {**NOTHING, "already": [name]}
+        assert count_writes(local) == writes
+    old, new = PLANS["pro"], read_plans(plans, METERS)["pro"]
+    for renews_at, quantity, used_on in (
+        (RENEWAL, 3_000, old),
+        (datetime(2026, 3, 31, 9, 41, 7, tzinfo=UTC), 4_000, new),
+        (datetime(2026, 4, 30, 9, 41, 7, tzinfo=UTC), 1_234, new),
+    ):
+        subscriber.advance(renews_at - timedelta(hours=1))
+        subscriber.report(renews_at - timedelta(days=20), quantity)
+        coming = v1.invoices.create_preview({"subscription": name}).total
+        subscriber.advance(renews_at + timedelta(hours=2))
+        billed = v1.invoices.list({"subscription": name, "limit": 1}).data[0]
+        usage = total_minor(price_usage(Decimal(quantity), used_on))
+        assert billed.total == usage + new.base_fee_minor
+        assert used_on is old or coming == billed.total
+    heard = subscriber.hear()
+    assert (heard.plan, heard.current.start) == ("pro", datetime(2026, 4, 30, 9, 41, 7, tzinfo=UTC))
+    assert v1.subscriptions.retrieve(name).schedule is None, "it goes on without the schedule"
+    assert move(local, plans, subscriber) == NOTHING
+
+
+@pytest.mark.parametrize("subscriber", ["pro"], indirect=True)
+def test_a_renewal_before_the_version_counts_keeps_the_old_prices(
+    local: LocalStripe, subscriber: Subscriber, write_plans: Callable[[datetime], Path]
+) -> None:
+    plans = write_plans(RENEWAL + timedelta(seconds=1))
+    set_up(local, plans)
+    later = {**NOTHING, "later": {subscriber.subscription: "2026-02-28T09:41:07Z"}}
+    assert move(local, plans, subscriber) == later
+    subscriber.advance(RENEWAL + timedelta(hours=2))
+    moved = move(local, plans, subscriber)
+    assert moved["scheduled"] == {subscriber.subscription: "2026-03-31T09:41:07Z"}
+
+
+@pytest.mark.parametrize("subscriber", ["pro"], indirect=True)
+def test_a_move_that_was_broken_off_is_taken_up(
+    local: LocalStripe, subscriber: Subscriber, write_plans: Callable[[datetime], Path]
+) -> None:
+    plans = write_plans(datetime(2026, 2, 15, tzinfo=UTC))
+    set_up(local, plans)
+    schedules = subscriber.client.v1.subscription_schedules
+    made = schedules.create({"from_subscription": subscriber.subscription})
+    assert subscriber.subscription in move(local, plans, subscriber)["scheduled"]
+    assert len(schedules.retrieve(made.id).phases) == 2
+    # A still newer version takes the place of the one that was to come.
+    newer = plans.with_name("newer.toml")
+    newer.write_text(plans.read_text().replace("= 3900", "= 4900"))
+    assert subscriber.subscription in move(local, newer, subscriber)["scheduled"]
+    subscriber.advance(RENEWAL + timedelta(hours=2))
+    [billed] = subscriber.client.v1.invoices.list(
+        {"subscription": subscriber.subscription, "limit": 1}
+    ).data
+    assert billed.total == 4900
+
+
+@pytest.mark.parametrize("subscriber", ["pro"], indirect=True)
+@pytest.mark.parametrize("what", ["it ends", "it has a schedule of another's"])
+def test_what_is_arranged_otherwise_is_left_alone(
+    local: LocalStripe,
+    subscriber: Subscriber,
+    write_plans: Callable[[datetime], Path],
+    what: str,
+) -> None:
+    plans = write_plans(datetime(2026, 2, 15, tzinfo=UTC))
+    set_up(local, plans)
+    v1, name = subscriber.client.v1, subscriber.subscription
+    if what == "it ends":
+        v1.subscriptions.update(name, {"cancel_at_period_end": True})
+    else:
+        made = v1.subscription_schedules.create({"from_subscription": name})
+        v1.subscription_schedules.update(made.id, {"metadata": {"made_by": "sales"}})
+    told = move(local, plans, subscriber)
+    assert what in told["skipped"][name]
+    assert {**told, "skipped": {}} == NOTHING
