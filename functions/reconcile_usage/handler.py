@@ -13,6 +13,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from meterline.bootstrap import reconcile_usage as build_reconcile_usage
 from meterline.clock import utc_now
 from meterline.services.reconcile_customers import Reconciliation
+from meterline.services.reconcile_usage import Repair
 
 logger = Logger()
 metrics = Metrics()
@@ -61,7 +62,13 @@ def _tell(run: Reconciliation) -> None:
                 causes={each.cause: each.sub_units for each in difference.explanations},
             )
         for repaired in books.repaired:
-            logger.info("repaired", **about, repair=repaired.repair, batch=repaired.about)
+            logger.info(
+                "repaired",
+                **about,
+                repair=repaired.repair,
+                what=repaired.about,
+                events=repaired.events,
+            )
         for settled in books.settled:
             logger.info(
                 "unknown sends weighed",
@@ -82,6 +89,16 @@ def _tell(run: Reconciliation) -> None:
     for customer, why in run.failed.items():
         logger.error("customer not compared", customer=customer, reason=why)
     metrics.add_metric("MetersCompared", MetricUnit.Count, len(run.books))
+    metrics.add_metric(
+        "EventsRecounted",
+        MetricUnit.Count,
+        sum(
+            each.events
+            for books in run.books
+            for each in books.repaired
+            if each.repair is Repair.RECOUNTED
+        ),
+    )
     metrics.add_metric("MetersDivergent", MetricUnit.Count, len(run.divergent))
     metrics.add_metric("CustomersNotCompared", MetricUnit.Count, len(run.failed))
     metrics.add_metric(
