@@ -152,14 +152,27 @@ ATTACKS = {
 }
 
 
+@pytest.fixture(scope="module")
+def rows(pytestconfig: pytest.Config) -> Iterator[list[str]]:
+    """The table of attacks and what each came to, printed when all is done."""
+    rows: list[str] = []
+    yield rows
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    with capture.global_and_fixture_disabled():
+        print("", *rows, f"{len(rows)} attacks", sep="\n")
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_is_answered_with_its_reason_and_leaves_nothing_behind(
-    door: Door, name: str
+    door: Door, name: str, rows: list[str]
 ) -> None:
     status, code = ATTACKS[name]
-    answered, told = door.post(*attack(name, door))
+    body, header = attack(name, door)
+    answered, told = door.post(body, header)
     assert (answered, told["code"]) == (status, code)
     assert not any(event.startswith("evt_attack") for event in door.inbox())
+    rows.append(f"{name:<20} {len(body):>9,} bytes  {answered} {told['code']}")
 
 
 def test_only_post_is_answered(door: Door) -> None:
