@@ -33,7 +33,7 @@ class RecordingWire(DynamoWire):
             key = action["Update"]["Key"]
             names = action["Update"].get("ExpressionAttributeNames", {}).values()
             self.names[key["pk"]["S"], key["sk"]["S"]] |= {
-                name for name in names if name.startswith("q:")
+                name for name in names if name.startswith(("q:", "qu:"))
             }
         return {}
 
@@ -52,8 +52,21 @@ def list_items(wire: RecordingWire, customer: str) -> list[int]:
     return [
         len(names)
         for (pk, sk), names in wire.names.items()
-        if pk == f"{customer}#credits" and sk.startswith("user#")
+        if pk == f"{customer}#credits" and sk.startswith(("action#", "user#"))
     ]
+
+
+def test_a_day_of_few_names_has_one_item_for_all_of_them() -> None:
+    wire = RecordingWire()
+    totals = DynamoTotals(wire, "totals", "emissions")
+    actions = {
+        ShareKey("acme", "credits", DAY, "action", f"a_{n}"): Increment(1, 1) for n in range(4)
+    }
+    totals.apply("shard", Checkpoint(), TotalsStep("step", through=1, shares=actions))
+    count_users(totals, Checkpoint(), *[("acme", f"u_{number:06d}") for number in range(20)])
+    assert list_items(wire, "acme") == [24]
+    count_users(totals, Checkpoint(), ("acme", "u_000020"))
+    assert sum(list_items(wire, "acme")) == 25
 
 
 def test_a_name_more_than_a_process_keeps_in_mind_has_an_item_of_its_own() -> None:

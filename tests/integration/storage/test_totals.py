@@ -175,11 +175,11 @@ def test_a_day_of_more_names_than_an_item_holds_is_counted(
         KeyConditionExpression="pk = :pk AND begins_with(sk, :sk)",
         ExpressionAttributeValues={
             ":pk": {"S": f"{customer}#credits"},
-            ":sk": {"S": "user#2026-11-20#"},
+            ":sk": {"S": "action#2026-11-20#"},
         },
     )["Items"]
     # As though many processes had each begun with that item: 409,600 bytes are the most.
-    full = {f"{kind}:{number:036d}": {"N": "1"} for number in range(5115) for kind in "qn"}
+    full = {f"{kind}u:{number:035d}": {"N": "1"} for number in range(5115) for kind in "qn"}
     store.client().put_item(TableName=store.tables.totals, Item=item | full)
     names = [f"{number:036x}z" for number in range(90)]
     for turn in range(2):

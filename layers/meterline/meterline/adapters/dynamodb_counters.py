@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -84,24 +84,20 @@ class DynamoCounters:
         Read strongly consistently; a read unit per 4 KB, about a hundred names.
         """
         shares: dict[str, HourTotal] = {}
-        request: dict[str, Any] = {
-            "TableName": self._totals_table,
-            "KeyConditionExpression": "pk = :pk AND begins_with(sk, :sk)",
-            "ExpressionAttributeValues": {
-                ":pk": {"S": partition_key(customer, meter)},
-                ":sk": {"S": f"{kind}#{day}#"},
-            },
-            "ConsistentRead": True,
-        }
-        for item in query_pages(self._wire, request):
-            for attribute in item:
-                if attribute.startswith("q:"):
-                    name = attribute[2:]
+        for item_kind in ("action",) if kind == "action" else ("action", "user"):
+            request: dict[str, Any] = {
+                "TableName": self._totals_table,
+                "KeyConditionExpression": "pk = :pk AND begins_with(sk, :sk)",
+                "ExpressionAttributeValues": {
+                    ":pk": {"S": partition_key(customer, meter)},
+                    ":sk": {"S": f"{item_kind}#{day}#"},
+                },
+                "ConsistentRead": True,
+            }
+            for item in query_pages(self._wire, request):
+                for name, sub_units, events in list_shares(item, kind):
                     before = shares.get(name, HourTotal(0, 0))
-                    shares[name] = HourTotal(
-                        before.sub_units + int(item[attribute]["N"]),
-                        before.events + int(item[f"n:{name}"]["N"]),
-                    )
+                    shares[name] = HourTotal(before.sub_units + sub_units, before.events + events)
         return shares
 
     def _get(self, pk: str, sk: str) -> Mapping[str, Any] | None:
@@ -114,6 +110,20 @@ class DynamoCounters:
             },
         )
         return answer.get("Item")
+
+
+def list_shares(item: Mapping[str, Any], kind: str) -> Iterator[tuple[str, int, int]]:
+    """Name, sub-units and events of each action or user (`kind`) in an item of shares."""
+    if item["sk"]["S"].startswith(f"{kind}#"):
+        prefix = ":"
+    elif kind == "user":
+        prefix = "u:"  # The few users of a day are among its actions.
+    else:
+        return
+    for attribute, value in item.items():
+        if attribute.startswith(f"q{prefix}"):
+            name = attribute[1 + len(prefix) :]
+            yield name, int(value["N"]), int(item[f"n{prefix}{name}"]["N"])
 
 
 def _hours_of_day(day: str, start: datetime, last: datetime) -> list[str]:

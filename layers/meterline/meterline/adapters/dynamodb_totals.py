@@ -4,7 +4,8 @@ Partition key `pk` is `customer#meter`; sort keys and attributes:
 `day#<YYYY-MM-DD>` has `q` and `n` (sub-units and events of the day) and, for each hour that saw
 usage, `q00`..`q23` and `n00`..`n23`, and `counted_at`, its newest step; `action#<day>#<bucket>`
 and `user#<day>#<bucket>` have `q:<name>` and `n:<name>` for each name in that bucket, and a name
-may be in several buckets. A day in which a period begins or ends at 09:23:41 has `n<092341` too
+may be in several buckets. Where a day has few names, its users are among its actions, as
+`qu:<name>` and `nu:<name>`. A day in which a period begins or ends at 09:23:41 has `n<092341` too
 (what is dated before it) and `n@092341` (what was counted when that was known), each with its
 `q`, and `action#<day>#<092341#<bucket>` for the names before it. `edge#<time>` is what lies
 before a period's start on its first day (`meterline.adapters.dynamodb_usage`).
@@ -12,7 +13,7 @@ before a period's start on its first day (`meterline.adapters.dynamodb_usage`).
 is at pk `shard#<shard>`, sk `checkpoint`, that of a recount at `shard#recount#<customer>#<meter>`.
 
 An item costs two write units in a transaction however little of it changes, so names share one:
-on 1,000 records of 50 customers with 20 users each, a third of the units of an item per name.
+on 1,000 records of 50 customers with 20 users each, a quarter of the units of an item per name.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ for ever."""
 _MAX_CONFLICTS = 8
 _NAMES_PER_ITEM = 16
 """About a kilobyte: 40 bytes for a name of ten characters with its two counters."""
+_NAMES_TOGETHER = 24
+"""Actions and users of one day in one item: a kilobyte as well, with its key."""
 _LONG_NAME = 40
 """A longer name has an item of its own."""
 _MAX_NAMES_OF_DAY = 4096
@@ -295,6 +298,7 @@ class DynamoTotals(DynamoCounters):
         }
 
 
+_FIRST_BUCKET = "0-0"
 _Bucket = tuple[str, str, str]
 """Customer, meter and sort key of an item of shares."""
 
@@ -318,10 +322,9 @@ class _ShareBuckets:
         """What is added to each item: by customer, meter and sort key, counters by suffix."""
         buckets: dict[_Bucket, dict[str, Increment]] = {}
         for share, more in shares.items():
-            day = (share.customer, share.meter, f"{share.kind}#{share.day}")
-            sort_key = f"{day[2]}#{self._choose(day, share.name)}"
+            sort_key, prefix = self._choose(share)
             bucket = buckets.setdefault((share.customer, share.meter, sort_key), {})
-            bucket[f":{share.name}"] = more
+            bucket[prefix + share.name] = more
         return buckets
 
     def split(self, full: Iterable[_Bucket]) -> bool:
@@ -333,21 +336,30 @@ class _ShareBuckets:
         self._split |= days
         return is_new
 
-    def _choose(self, day: _Bucket, name: str) -> str:
-        place = crc32(name.encode())
-        own = f"{place:08x}"
-        if len(name) > _LONG_NAME or day in self._split:
+    def _choose(self, share: ShareKey) -> tuple[str, str]:
+        """The sort key of the item for a share, and what stands before its name there."""
+        actions, users = (
+            (share.customer, share.meter, f"{kind}#{share.day}") for kind in ("action", "user")
+        )
+        day = users if share.kind == "user" else actions
+        place = crc32(share.name.encode())
+        own = f"{day[2]}#{place:08x}", ":"
+        if len(share.name) > _LONG_NAME or day in self._split:
             return own
         names = self._names.setdefault(day, set())
-        if name not in names:
+        if share.name not in names:
             if len(names) >= _MAX_NAMES_OF_DAY:
                 return own
-            names.add(name)
+            names.add(share.name)
             self._known += 1
             while self._known > _MAX_NAMES_KNOWN:
                 self._known -= len(self._names.pop(next(iter(self._names))))
+        if day is users and actions not in self._split:
+            together = len(names) + len(self._names.get(actions, ()))
+            if together <= _NAMES_TOGETHER:
+                return f"{actions[2]}#{_FIRST_BUCKET}", "u:"
         bits = (len(names) // (_NAMES_PER_ITEM + 1)).bit_length()
-        return f"{bits}-{place & ((1 << bits) - 1):x}"
+        return f"{day[2]}#{bits}-{place & ((1 << bits) - 1):x}", ":"
 
 
 def _write_place(checkpoint: Checkpoint) -> dict[str, str | None]:

@@ -7,13 +7,14 @@ from the ledger and kept at sk `edge#<time>` as JSON, with the number of events 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime
 from typing import Any
 
 from pydantic_core import from_json, to_json
 
+from meterline.adapters.dynamodb_counters import list_shares
 from meterline.adapters.dynamodb_wire import DynamoWire, query_pages
 from meterline.adapters.partition_keys import partition_key
 from meterline.domain.cuts import mark_cut
@@ -56,8 +57,8 @@ class DynamoUsage:
         users = self._threads.submit(self._read_shares, pk, "user", shares_from, until)
         kept = self._read_edge(pk, edge) if edge is not None else None
         by_day, cuts = days.result()
-        actions_by_day, actions_before = actions.result()
-        users_by_day, users_before = users.result()
+        actions_by_day, actions_before = _sum_shares(actions.result(), "action")
+        users_by_day, users_before = _sum_shares([*actions.result(), *users.result()], "user")
         if edge is not None and (counted := cuts.get(_name_cut(edge))) is not None:
             kept = Edge(
                 edge,
@@ -116,24 +117,8 @@ class DynamoUsage:
 
     def _read_shares(
         self, pk: str, kind: str, first: date, last: date
-    ) -> tuple[Mapping[date, Shares], Mapping[_CutDay, Shares]]:
-        """Shares of whole days, and of what is dated before a cut."""
-        shares: dict[date, dict[str, Count]] = {}
-        before_cuts: dict[_CutDay, dict[str, Count]] = {}
-        head = len(kind) + 1
-        for item in self._query(pk, f"{kind}#{first}#", f"{kind}#{last}#{_BEHIND_ALL}"):
-            day = date.fromisoformat(item["sk"]["S"][head : head + 10])
-            part = item["sk"]["S"][head + 11 :]
-            parts = [shares.setdefault(day, {})]
-            if part.startswith("<"):
-                parts.append(before_cuts.setdefault((day, part[1:7]), {}))
-            for attribute in item:
-                if attribute.startswith("q:"):
-                    name = attribute[2:]
-                    count = _read_count(item, f":{name}")
-                    for each in parts:
-                        each[name] = each.get(name, Count()).plus(count)
-        return shares, before_cuts
+    ) -> Sequence[Mapping[str, Any]]:
+        return list(self._query(pk, f"{kind}#{first}#", f"{kind}#{last}#{_BEHIND_ALL}"))
 
     def _read_edge(self, pk: str, at: datetime) -> Edge | None:
         answer = self._wire.call(
@@ -167,6 +152,25 @@ class DynamoUsage:
 
 def _name_cut(at: datetime) -> _CutDay:
     return at.date(), mark_cut(at)
+
+
+def _sum_shares(
+    items: Iterable[Mapping[str, Any]], kind: str
+) -> tuple[Mapping[date, Shares], Mapping[_CutDay, Shares]]:
+    """Shares of whole days, and of what is dated before a cut."""
+    shares: dict[date, dict[str, Count]] = {}
+    before_cuts: dict[_CutDay, dict[str, Count]] = {}
+    for item in items:
+        _, day_text, part, *_ = item["sk"]["S"].split("#")
+        day = date.fromisoformat(day_text)
+        parts = [shares.setdefault(day, {})]
+        if part.startswith("<"):
+            parts.append(before_cuts.setdefault((day, part[1:]), {}))
+        for name, sub_units, events in list_shares(item, kind):
+            count = Count(sub_units, events)
+            for each in parts:
+                each[name] = each.get(name, Count()).plus(count)
+    return shares, before_cuts
 
 
 def _edge_key(at: datetime) -> str:
