@@ -485,7 +485,7 @@ def test_every_private_answer_forbids_what_it_does_not_need(api: Api, birch: See
 def test_pricing_has_the_plans_terms_on_one_screen(api: Api, browser: Browser) -> None:
     with look(browser, f"{api.url}/pricing") as looked:
         text = looked.page.inner_text("main")
-        for term in ("$29.00", "1,000 credits a month", "Every further 1,000 credits", "$5.00"):
+        for term in ("$29.00", "1,000 credits", "Every further 1,000 credits", "$5.00", "Free"):
             assert term in text
         assert looked.page.evaluate("document.documentElement.scrollHeight") <= 900
     headers = api.call("GET", "/pricing").headers

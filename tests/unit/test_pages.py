@@ -158,6 +158,26 @@ def test_what_customers_and_senders_write_is_escaped() -> None:
     assert html.count("&lt;script&gt;") >= 4
 
 
+@pytest.mark.parametrize(
+    ("quantity", "told"), [("1", False), ("70", True), ("100", False), ("100.001", False)]
+)
+def test_the_free_plan_says_that_it_stops_and_never_that_it_costs(
+    quantity: str, told: bool
+) -> None:
+    overviews = FakeOverviews()
+    start = NOW.replace(microsecond=0) - timedelta(days=15)
+    subscription = make_subscription(start, start + timedelta(days=30), plan="free")
+    overviews.add("acme", subscription=subscription)
+    usage = FakeUsage([make_entry(NOW - timedelta(days=1), quantity)])
+    show = ShowUsage(overviews, usage, usage, FakePlans(), load_meters(), FakeComparisons())
+    html = Pages().draw_usage(show("acme", NOW), form_token="token", out_token="token")
+    assert "The Free plan stops at its included quota." in html
+    assert "On track for" not in html
+    assert ("On track to use it up this month." in html) == told
+    assert set(re.findall(r"\$[0-9.]+", html)) == {"$0.00"}
+    assert re.search(r'id="block_overage" checked disabled', html)
+
+
 def test_the_stylesheet_is_the_one_that_the_policy_names() -> None:
     pages = Pages()
     html = pages.draw_told("Hello", "World")

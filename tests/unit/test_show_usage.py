@@ -135,7 +135,15 @@ def test_usage_of_a_trial_costs_nothing() -> None:
     report = World([make_entry(NOW - timedelta(days=1), "5000")], subscription=trial).look()
     assert report.is_free
     assert report.cost is not None
-    assert report.cost.overage_minor == 0
+    assert report.cost.total_minor == 0, "neither usage nor the base fee"
+
+
+def test_without_a_metered_price_only_the_base_fee_is_charged() -> None:
+    flat = make_subscription(START, END, metered_item=None, meter=None)
+    report = World([make_entry(NOW - timedelta(days=1), "5000")], subscription=flat).look()
+    assert report.is_free
+    assert report.cost is not None
+    assert (report.cost.base_fee_minor, report.cost.total_minor) == (2900, 2900)
 
 
 def test_usage_before_the_metered_item_came_is_not_billed_and_not_shown() -> None:

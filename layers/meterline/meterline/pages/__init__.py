@@ -202,7 +202,7 @@ def _list_tiers(plan: Plan, meter: Meter) -> Iterable[dict[str, str]]:
         many = f"{meter.unit}s"
         if not tier.unit_amount_minor and not tier.flat_amount_minor and below is None:
             what = f"{format_quantity(tier.up_to)} {many}" if tier.up_to is not None else many
-            yield {"what": f"{what} a {plan.interval}", "price": "Included"}
+            yield {"what": what, "price": "Included"}
         else:
             batch = 1000 if tier.unit_amount_minor < 1 else 1
             first = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 
@@ -179,6 +179,7 @@ class ShowUsage:
         customer = overview.account.customer.id
         account = overview.account
         period, plan, meter, is_free = find_terms(account, self._plans, self._meters, now)
+        charged = replace(plan, base_fee_minor=0) if _is_trial(account, period) else plan
         today = now.date()
         head = period.start if needs_edge(period.start) else None
         counts = self._counters.read(
@@ -235,8 +236,8 @@ class ShowUsage:
             is_free=is_free,
             used=meter.from_sub_units(usage.total.sub_units),
             events=usage.total.events,
-            cost=price_period(meter.from_sub_units(usage.total.sub_units), plan, is_free),
-            forecast=_forecast(counts, usage.total, period, plan, meter, is_free, now, account),
+            cost=price_period(meter.from_sub_units(usage.total.sub_units), charged, is_free),
+            forecast=_forecast(counts, usage.total, period, charged, meter, is_free, now, account),
             days=_list_chart(chart, {day: each.total for day, each in counts.days.items()}, meter),
             actions=_list_shares(usage.actions, usage.total, meter),
             users=_list_shares(usage.users, usage.total, meter, account.users),
@@ -314,6 +315,11 @@ def find_terms(
         except UnknownCurrencyError as error:
             raise ConfigurationError(str(error)) from error
     return period.clip(metered_since, None) or period, plan, meters[plan.meter], is_free
+
+
+def _is_trial(account: Account, period: Period) -> bool:
+    """Whether nothing at all is charged for the period."""
+    return account.subscription is not None and account.subscription.is_trial(period)
 
 
 def find_user(account: Account, user: str) -> User | None:
