@@ -1,4 +1,4 @@
-"""`make bench`: what an event costs, next to baselines of the same run.
+"""`python -m tests.bench [--only PART]…`: what an event costs, next to baselines of the same run.
 
 Workers run on the layers alone, as functions do. The machine may be busy with other things, so
 what is compared is measured in turns, and medians are taken.
@@ -6,15 +6,17 @@ what is compared is measured in turns, and medians are taken.
 
 from __future__ import annotations
 
+import argparse
 import os
+import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NoReturn
 
 import boto3
 from moto.server import ThreadedMotoServer
@@ -25,7 +27,7 @@ from tests.bench.authorize_load import authorize_rows
 from tests.bench.authorize_load import measure as measure_authorizations
 from tests.bench.built_layers import build_layers, run_worker
 from tests.bench.client.measurements import run as measure_client
-from tests.bench.cold_starts import CANDIDATES, measure_cold_starts
+from tests.bench.cold_starts import CALLS, measure_cold_starts
 from tests.bench.dashboard_load import load_rows
 from tests.bench.dashboard_load import measure as measure_dashboard
 from tests.bench.forecasts import forecast_rows
@@ -45,8 +47,9 @@ from tests.bench.prices import (
     Usage,
     duration_ms,
     itemise,
+    price_of_ledger,
 )
-from tests.bench.results import Row, write_results
+from tests.bench.results import Row, make_table, write_results
 from tests.bench.usage_mix import ONE_CUSTOMER, SAAS, customer_ids
 
 _API_KEY = "bench-key"
@@ -67,21 +70,13 @@ class Findings:
     report: Mapping[str, Any]
     capacity: Mapping[str, Any]
     project: Mapping[str, Any]
-    cold: Mapping[str, Mapping[str, float]]
 
 
-def main() -> int:
-    """Run all of it; 0 whatever the figures are, since it is a table and not a test."""
-    console = Console(stderr=True)
-    if not is_installed():
-        console.print("The bench needs DynamoDB Local: install Java and run `make dynamodb-local`.")
-        return 1
-    began_s = time.monotonic()
+Tell = Callable[[str], None]
 
-    def tell(what: str) -> None:
-        console.print(f"[{time.monotonic() - began_s:4.0f} s] {what}", highlight=False)
 
-    tell("building the layers")
+def measure_usage(tell: Tell) -> Iterator[Row]:
+    """CPU, units and list price from the report to the billing layer."""
     layers = build_layers()
     with running_dynamodb() as url, running_sqs() as sqs:
         environment = {**_AWS, "AWS_ENDPOINT_URL_DYNAMODB": url}
@@ -96,30 +91,103 @@ def main() -> int:
         capacity = run_worker(
             "tests.bench.worker_capacity", layers, environment | prepare_tables(url, "capacity")
         )
-    tell("looks at the dashboard")
-    looks = measure_dashboard()
-    tell("authorizations")
-    leaves = measure_authorizations()
+    findings = Findings(report, capacity, project)
+    yield from report_rows(findings)
+    yield from unit_rows(findings)
+    yield from project_rows(findings)
+    yield from billing_rows(findings)
+    yield from price_rows(findings)
+
+
+def measure_cold(tell: Tell) -> Iterator[Row]:
+    """Every function's cold start, next to its empty twin."""
     tell("cold starts under the Lambda runtime emulator")
-    cold = measure_cold_starts(layers, _ROUNDS["cold"], _AWS)
+    yield from cold_rows(measure_cold_starts(build_layers(), _ROUNDS["cold"], _AWS))
+
+
+def measure_looks(tell: Tell) -> Iterator[Row]:
+    """Looks at the dashboard."""
+    tell("looks at the dashboard")
+    yield from load_rows(measure_dashboard())
+
+
+def measure_leaves(tell: Tell) -> Iterator[Row]:
+    """Authorizations."""
+    tell("authorizations")
+    yield from authorize_rows(measure_authorizations())
+
+
+def measure_forecasts(tell: Tell) -> Iterator[Row]:
+    """The forecast against the straight line."""
+    tell("forecasts")
+    yield from forecast_rows()
+
+
+def measure_apps(tell: Tell) -> Iterator[Row]:
+    """What the client adds to a model call."""
     tell("the client, in turns with the bare SDKs")
-    client = measure_client()
-    findings = Findings(report, capacity, project, cold)
-    rows = [
-        *report_rows(findings),
-        *unit_rows(findings),
-        *project_rows(findings),
-        *billing_rows(findings),
-        *cold_rows(findings),
-        *load_rows(looks),
-        *authorize_rows(leaves),
-        *forecast_rows(),
-        *price_rows(findings),
-        *client,
-    ]
+    yield from measure_client()
+
+
+PARTS: Mapping[str, Callable[[Tell], Iterable[Row]]] = {
+    "usage": measure_usage,
+    "cold": measure_cold,
+    "dashboard": measure_looks,
+    "authorize": measure_leaves,
+    "forecast": measure_forecasts,
+    "client": measure_apps,
+}
+_WITHOUT_DYNAMODB = frozenset({"cold", "forecast", "client"})
+
+
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; what it does not know ends the program with status 2."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=PARTS,
+        metavar="PART",
+        help=f"one of {', '.join(PARTS)}; may be given again. Shown, and not written to .local",
+    )
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Run the parts; 0 whatever the figures are, since it is a table and not a test."""
+    options = read_options()
+    # What is open is closed on the way out, as after Ctrl-C: no process is left behind.
+    signal.signal(signal.SIGTERM, _leave)
+    console = Console(stderr=True)
+    chosen = options.only or list(PARTS)
+    if not _WITHOUT_DYNAMODB.issuperset(chosen) and not is_installed():
+        console.print("The bench needs DynamoDB Local: install Java and run `make dynamodb-local`.")
+        return 1
+    began_s = time.monotonic()
+
+    def tell(what: str) -> None:
+        console.print(f"[{time.monotonic() - began_s:4.0f} s] {what}", highlight=False)
+
+    rows: list[Row] = []
+    try:
+        tell("building the layers")
+        build_layers()
+        for name, measure in PARTS.items():
+            if name in chosen:
+                rows += measure(tell)
+    except KeyboardInterrupt:
+        tell("stopped")
+        return 130
     notes = make_notes(time.monotonic() - began_s)
-    write_results(rows, notes, REPOSITORY / ".local")
+    if options.only:
+        Console(width=None if Console().is_terminal else 150).print(make_table(rows, notes))
+    else:
+        write_results(rows, notes, REPOSITORY / ".local")
     return 0
+
+
+def _leave(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def make_notes(took_s: float) -> list[str]:
@@ -281,9 +349,9 @@ def billing_rows(findings: Findings) -> Iterator[Row]:
                 )
 
 
-def cold_rows(findings: Findings) -> Iterator[Row]:
+def cold_rows(found: Mapping[str, Mapping[str, float]]) -> Iterator[Row]:
     """Time to the first answer, against an empty function."""
-    for name, times in findings.cold.items():
+    for name, times in found.items():
         ratio = times["cold"] / times["empty_cold"]
         yield Row(
             f"cold start of {name}",
@@ -294,11 +362,10 @@ def cold_rows(findings: Findings) -> Iterator[Row]:
             "≤ 1.5",
             ratio <= 1.5,
         )
-    for candidate in CANDIDATES:
-        if candidate.call is not None:
-            times = findings.cold[candidate.name]
+    for name, times in found.items():
+        if name in CALLS:
             yield Row(
-                f"warm call of {candidate.name}, no other service",
+                f"warm call of {name}, no other service",
                 times["warm"],
                 "ms",
                 f"{times['empty_warm']:.1f} ms: empty",
@@ -366,6 +433,13 @@ def price_rows(findings: Findings) -> Iterator[Row]:
         for name, dollars in items.items():
             yield Row(f"price, mode {mode}: {name}", float(dollars), "$ per million events")
         yield _total(f"price, mode {mode}: total", items.values(), f"{SAAS.name}, 1,000 records")
+    stored = findings.capacity["write_units"]["typical"]["item_bytes"]
+    yield Row(
+        "kept for each million events: the ledger, a month, outside of the totals",
+        float(price_of_ledger(stored)),
+        "$ a month",
+        f"{stored:.0f} bytes an event, twice with its index, with point-in-time recovery",
+    )
     for mode, meter in (("event", "credits"), ("hourly", "tokens")):
         for mix, records in ((ONE_CUSTOMER, 1000), (ONE_CUSTOMER, 100), (SAAS, 100)):
             items = itemise(take_usage(findings, mix.name, meter, records))

@@ -36,14 +36,16 @@ from meterline.domain.limits import Limits, QuantityLimit
 from meterline.services.authorize_usage import AuthorizeUsage, Request
 from meterline.services.measure_period import MeasurePeriod
 from tests.bench.built_layers import build_layers
-from tests.bench.cold_starts import CANDIDATES, emulated_runtime, invoke, link_runtime
+from tests.bench.cold_starts import emulated_runtime, invoke, link_runtime
 from tests.bench.local_dynamodb import create_tables, is_installed, running_dynamodb
 from tests.bench.measuring import FUNCTIONS
+from tests.bench.prices import price_of_authorizations
 from tests.bench.results import Row
 
 _KEY = "bench-authorize"
 _CALLS = 300
 _CALLS_PER_LEASE = 100
+_MEMORY_MB = 1024
 _AWS = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
@@ -93,9 +95,8 @@ def measure() -> Figures:
         tables = create_tables(dynamodb, "authorize")
         seed(DynamoWire(endpoint_url=url), tables)
         units = measure_units(CountingWire(endpoint_url=url), tables)
-        [candidate] = [each for each in CANDIDATES if each.name == "authorize_usage"]
         path = [FUNCTIONS / "authorize_usage", *layers, link_runtime(Path(directory))]
-        with emulated_runtime(candidate, path, environment | tables) as port:
+        with emulated_runtime("authorize_usage", path, environment | tables) as port:
             for customer in ("free", "limited"):
                 call(port, customer)
             times: dict[str, list[float]] = {"free": [], "limited": []}
@@ -201,6 +202,19 @@ def authorize_rows(figures: Figures) -> list[Row]:
                 baseline=f"{reads:g} read, {writes:g} written",
                 target=target,
                 met=(reads, writes) == (1.0, 0.0) if target else None,
+            )
+        )
+    for name, times, used in (
+        ("no limit", figures.free_ms, figures.free_units),
+        ("a limit", figures.limited_ms, figures.limited_units),
+    ):
+        dollars = price_of_authorizations(*used, times[len(times) // 2], _MEMORY_MB)
+        rows.append(
+            Row(
+                f"price of authorizations, {name}, outside of the totals",
+                float(dollars),
+                "$ per million calls",
+                f"by leases of {_CALLS_PER_LEASE} calls $ {dollars / _CALLS_PER_LEASE:.2f}",
             )
         )
     writes = figures.limited_units[1]

@@ -2,7 +2,9 @@
 
 The runtime interface emulator (shipped with aws-sam-cli) starts the runtime at the first
 invocation, with the real runtime client and the layers alone. What is taken is the time to the
-first answer. An empty function imports the same base packages and does nothing.
+first answer. An empty function has the same base packages: it imports from third-party packages
+just what the function's own code imports from them when it starts, makes the logger, the metrics
+and the router that it would make, and does nothing.
 """
 
 from __future__ import annotations
@@ -11,13 +13,13 @@ import http.client
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,16 +36,29 @@ from tests.ports import find_free_port, wait_for_port
 _MACHINES = {"x86_64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}
 _RUNTIME_PACKAGES = ("awslambdaric", "runtime_client", "simplejson", "snapshot_restore_py")
 _WARM_CALLS = 5
-_API_BASE = (
-    "from aws_lambda_powertools import Logger",
-    "from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response",
-    "from aws_lambda_powertools.utilities.data_classes import APIGatewayProxyEventV2",
-    "from pydantic import BaseModel",
-)
-_STORAGE_BASE = ("import botocore.session", "import botocore.auth", "import urllib3")
-_STRIPE_BASE = ("from pydantic import BaseModel", "import boto3", "import stripe")
-_METRICS_BASE = ("from aws_lambda_powertools import Logger, Metrics",)
 _IMPORTED = "import handler\n\n\ndef lambda_handler(event, context):\n    return {}\n"
+_RECORDER = """
+import builtins, json, sys
+
+real, statements = builtins.__import__, {}
+
+
+def recorded(name, names=None, local=None, members=(), level=0):
+    importer = (names or {}).get("__name__", "")
+    if level == 0 and (importer == "handler" or importer.partition(".")[0] == "meterline"):
+        statements.setdefault((name, tuple(members or ())))
+    return real(name, names, local, members, level)
+
+
+builtins.__import__ = recorded
+import handler
+
+third_party = lambda name: name not in sys.stdlib_module_names and name != "meterline"
+print(json.dumps([
+    f"from {name} import {', '.join(members)}" if members else f"import {name}"
+    for name, members in statements if third_party(name.partition(".")[0]) and name != "handler"
+]))
+"""
 _MADE = {
     "Metrics": "metrics = Metrics()",
     "Logger": "logger = Logger()",
@@ -51,16 +66,7 @@ _MADE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A function, the imports of its empty twin, and a call that needs no other service.
-
-    Where there is no such call, the function is imported and something else answers.
-    """
-
-    name: str
-    base: Sequence[str]
-    call: Mapping[str, Any] | None
+_NOBODY: dict[str, Any] = {"Records": []}
 
 
 def _http_call(method: str, path: str) -> dict[str, Any]:
@@ -71,82 +77,33 @@ def _http_call(method: str, path: str) -> dict[str, Any]:
     return call | {"rawPath": path, "routeKey": f"{method} {path}"}
 
 
-CANDIDATES = (
-    Candidate(
-        "report_usage",
-        (*_METRICS_BASE, *_API_BASE, *_STORAGE_BASE),
-        _http_call("POST", "/v1/usage"),
-    ),
-    Candidate(
-        "authorize_usage",
-        (*_METRICS_BASE, *_API_BASE, *_STORAGE_BASE),
-        _http_call("POST", "/v1/authorizations"),
-    ),
-    Candidate(
-        "preview_usage",
-        (*_API_BASE, *_STORAGE_BASE),
-        _http_call("POST", "/v1/previews"),
-    ),
-    Candidate(
-        "unfreeze_customer",
-        (*_API_BASE, *_STORAGE_BASE),
-        _http_call("GET", "/v1/customers/acme/notifications"),
-    ),
-    Candidate(
-        "manage_customers",
-        (*_API_BASE, *_STORAGE_BASE),
-        _http_call("GET", "/v1/customers/acme"),
-    ),
-    Candidate(
-        "serve_openapi",
-        (
-            *_API_BASE,
-            "from pydantic import TypeAdapter",
-            "from pydantic.json_schema import models_json_schema",
-        ),
-        _http_call("GET", "/openapi.json"),
-    ),
-    Candidate(
-        "project_usage",
-        (*_METRICS_BASE, *_STORAGE_BASE, "from pydantic import BaseModel", "import boto3"),
-        {"shardId": "shardId-1", "Records": []},
-    ),
-    Candidate(
-        "emit_usage",
-        (*_METRICS_BASE, *_STORAGE_BASE, *_STRIPE_BASE),
-        {"Records": []},
-    ),
-    Candidate(
-        "show_usage",
-        (*_METRICS_BASE, *_API_BASE, *_STORAGE_BASE),
-        _http_call("GET", "/v1/customers/acme/usage"),
-    ),
-    Candidate(
-        "serve_dashboard",
-        (*_METRICS_BASE, *_API_BASE, *_STORAGE_BASE, "import jinja2"),
-        _http_call("GET", "/pricing/changelog"),
-    ),
-    Candidate(
-        "compare_usage",
-        (*_METRICS_BASE, *_API_BASE, *_STORAGE_BASE, *_STRIPE_BASE),
-        None,
-    ),
-    Candidate(
-        "receive_stripe_webhook",
-        (*_METRICS_BASE, *_API_BASE, *_STORAGE_BASE, "import boto3"),
-        _http_call("GET", "/"),
-    ),
-    Candidate(
-        "apply_stripe_event",
-        (*_METRICS_BASE, *_API_BASE, *_STORAGE_BASE, *_STRIPE_BASE),
-        {"Records": []},
-    ),
-    Candidate(
-        "poll_stripe_events",
-        (*_METRICS_BASE, *_API_BASE, *_STORAGE_BASE, *_STRIPE_BASE),
-        None,
-    ),
-)
+CALLS: Mapping[str, Mapping[str, Any]] = {
+    "report_usage": _http_call("POST", "/v1/usage"),
+    "authorize_usage": _http_call("POST", "/v1/authorizations"),
+    "preview_usage": _http_call("POST", "/v1/previews"),
+    "unfreeze_customer": _http_call("GET", "/v1/customers/acme/notifications"),
+    "manage_customers": _http_call("GET", "/v1/customers/acme"),
+    "show_usage": _http_call("GET", "/v1/customers/acme/usage"),
+    "trace_usage": _http_call("GET", "/v1/customers/acme/invoices"),
+    "serve_openapi": _http_call("GET", "/openapi.json"),
+    "serve_dashboard": _http_call("GET", "/pricing/changelog"),
+    "receive_stripe_webhook": _http_call("GET", "/"),
+    "project_usage": {"shardId": "shardId-1", "Records": []},
+    "emit_usage": _NOBODY,
+    "apply_stripe_event": _NOBODY,
+    "notify": _NOBODY,
+}
+"""A call of each function that has one which needs no other service. The others are imported, and
+something else answers."""
+
+
+def list_functions() -> list[str]:
+    """The template's functions, by the names of their folders."""
+    return [
+        Path(resource["Properties"]["CodeUri"]).name
+        for resource in _read_resources().values()
+        if resource["Type"] == "AWS::Serverless::Function"
+    ]
 
 
 _CHOICES = {
@@ -160,7 +117,7 @@ _CHOICES = {
 
 def read_environment(function: str) -> dict[str, str]:
     """The function's variables as the template names them, with values that lead nowhere."""
-    resources = yaml_parse((REPOSITORY / "template.yaml").read_text())["Resources"]
+    resources = _read_resources()
     logical_id = "".join(part.capitalize() for part in function.split("_")) + "Function"
     declared = resources[logical_id]["Properties"]["Environment"]["Variables"]
     values: dict[str, str] = {}
@@ -171,17 +128,39 @@ def read_environment(function: str) -> dict[str, str]:
             values[name] = f"http://127.0.0.1:9/1/{name.lower()}.fifo"
         elif name in _CHOICES:
             values[name] = _CHOICES[name]
-        elif name == "BREAKER_MODE":
-            values[name] = "freeze"
         elif name != "STRIPE_API_BASE":
             values[name] = name.lower()
     return values
 
 
-def write_empty_function(candidate: Candidate) -> str:
-    """The source of the function that imports the candidate's base packages and does nothing."""
-    imports = "\n".join(dict.fromkeys(candidate.base))
-    made = "\n".join(line for name, line in _MADE.items() if name in imports)
+def _read_resources() -> dict[str, Any]:
+    resources: dict[str, Any] = yaml_parse((REPOSITORY / "template.yaml").read_text())["Resources"]
+    return resources
+
+
+def find_base_imports(
+    function: str, layers: Sequence[Path], environment: Mapping[str, str]
+) -> list[str]:
+    """The statements with which the function's own code, handler and layer, imports third-party
+    packages when it starts. Not what those import in turn."""
+    found = subprocess.run(
+        [*interpreter(), "-c", _RECORDER],
+        env=_write_environment(function, [FUNCTIONS / function, *layers], environment),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    statements: list[str] = json.loads(found.stdout.splitlines()[-1])
+    return statements
+
+
+def write_empty_function(base: Sequence[str]) -> str:
+    """The source of a function that imports these packages, and makes of them what every function
+    makes, and does nothing."""
+    imports = "\n".join(base)
+    made = "\n".join(
+        line for name, line in _MADE.items() if re.search(rf"\b{name}\b", imports) is not None
+    )
     return (
         f"{imports}\n\n{made}\n\n\ndef lambda_handler(event, context):\n"
         '    return {"statusCode": 200, "body": "{}"}\n'
@@ -189,29 +168,35 @@ def write_empty_function(candidate: Candidate) -> str:
 
 
 def measure_cold_starts(
-    layers: Sequence[Path], rounds: int, environment: Mapping[str, str]
+    layers: Sequence[Path],
+    rounds: int,
+    environment: Mapping[str, str],
+    functions: Sequence[str] = (),
 ) -> dict[str, dict[str, float]]:
-    """Ms by function: first answer and warm answer, of the function and of its twin.
+    """Ms by function: first answer and warm answer, of the function and of its twin in turns.
 
     Of all rounds the quickest: what else the machine does can only add to a start.
     """
+    functions = functions or list_functions()
     found: dict[str, dict[str, list[float]]] = {
-        candidate.name: {"cold": [], "warm": [], "empty_cold": [], "empty_warm": []}
-        for candidate in CANDIDATES
+        name: {"cold": [], "warm": [], "empty_cold": [], "empty_warm": []} for name in functions
     }
     with tempfile.TemporaryDirectory(prefix="meterline-bench-") as directory:
         runtime = link_runtime(Path(directory))
+        for name in functions:
+            empty = Path(directory) / name
+            empty.mkdir()
+            base = find_base_imports(name, layers, environment)
+            (empty / "handler.py").write_text(write_empty_function(base))
+            (empty / "imported.py").write_text(_IMPORTED)
         for _ in range(rounds):
-            for candidate in CANDIDATES:
-                empty = Path(directory) / candidate.name
-                empty.mkdir(exist_ok=True)
-                (empty / "handler.py").write_text(write_empty_function(candidate))
-                (empty / "imported.py").write_text(_IMPORTED)
-                for prefix, folder in (("", FUNCTIONS / candidate.name), ("empty_", empty)):
+            for name in functions:
+                empty = Path(directory) / name
+                for prefix, folder in (("", FUNCTIONS / name), ("empty_", empty)):
                     path = [folder, empty, *layers, runtime]
-                    cold_ms, warm_ms = _start_once(candidate, path, environment)
-                    found[candidate.name][prefix + "cold"].append(cold_ms)
-                    found[candidate.name][prefix + "warm"].append(warm_ms)
+                    cold_ms, warm_ms = _start_once(name, path, environment)
+                    found[name][prefix + "cold"].append(cold_ms)
+                    found[name][prefix + "warm"].append(warm_ms)
     return {
         name: {kind: min(times) for kind, times in kinds.items()} for name, kinds in found.items()
     }
@@ -230,23 +215,23 @@ def link_runtime(directory: Path) -> Path:
 
 
 def _start_once(
-    candidate: Candidate, path: Sequence[Path], environment: Mapping[str, str]
+    function: str, path: Sequence[Path], environment: Mapping[str, str]
 ) -> tuple[float, float]:
     """Milliseconds to the first answer, and the median of those to the next ones."""
-    with emulated_runtime(candidate, path, environment) as port:
+    with emulated_runtime(function, path, environment) as port:
         times = []
         for _ in range(1 + _WARM_CALLS):
             began_s = time.perf_counter()
-            answer = invoke(port, candidate.call or {})
+            answer = invoke(port, CALLS.get(function, {}))
             times.append((time.perf_counter() - began_s) * 1000)
             if "errorMessage" in answer:
-                raise AssertionError(f"{candidate.name}: {answer}")
+                raise AssertionError(f"{function}: {answer}")
     return times[0], median(times[1:])
 
 
 @contextmanager
 def emulated_runtime(
-    candidate: Candidate, path: Sequence[Path], environment: Mapping[str, str]
+    function: str, path: Sequence[Path], environment: Mapping[str, str]
 ) -> Iterator[int]:
     """The port at which the function can be invoked; nothing of it is started before that."""
     port, api_port = find_free_port(), find_free_port()
@@ -255,24 +240,12 @@ def emulated_runtime(
     command += ["--log-level", "error"]
     command += ["--runtime-interface-emulator-address", f"127.0.0.1:{port}"]
     command += ["--runtime-api-address", f"127.0.0.1:{api_port}"]
-    module = "imported" if candidate.call is None else "handler"
+    module = "handler" if function in CALLS else "imported"
     command += [*interpreter(), "-m", "awslambdaric", f"{module}.lambda_handler"]
     process = subprocess.Popen(
         command,
         cwd=path[0],
-        env={
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": os.pathsep.join(map(str, path)),
-            # The function folder is the developer's: nothing is to be written into it.
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "AWS_LAMBDA_FUNCTION_NAME": candidate.name,
-            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "1024",
-            "AWS_LAMBDA_FUNCTION_TIMEOUT": "29",
-            "POWERTOOLS_METRICS_NAMESPACE": "Meterline",
-            "LOG_LEVEL": "INFO",
-            **read_environment(candidate.name),
-            **environment,
-        },
+        env=_write_environment(function, path, environment),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -284,6 +257,24 @@ def emulated_runtime(
         # The runtime is a child of the emulator, in its group.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def _write_environment(
+    function: str, path: Sequence[Path], environment: Mapping[str, str]
+) -> dict[str, str]:
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": os.pathsep.join(map(str, path)),
+        # The function folder is the developer's: nothing is to be written into it.
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "AWS_LAMBDA_FUNCTION_NAME": function,
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "1024",
+        "AWS_LAMBDA_FUNCTION_TIMEOUT": "29",
+        "POWERTOOLS_METRICS_NAMESPACE": "Meterline",
+        "LOG_LEVEL": "INFO",
+        **read_environment(function),
+        **environment,
+    }
 
 
 def invoke(port: int, event: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from meterline.domain.subscriptions import Subscription
 from meterline.domain.usage import EventKey, LedgerEntry
 from meterline.services.show_usage import ShowUsage
 from tests.bench.built_layers import build_layers
-from tests.bench.cold_starts import CANDIDATES, emulated_runtime, invoke, link_runtime
+from tests.bench.cold_starts import emulated_runtime, invoke, link_runtime
 from tests.bench.local_dynamodb import create_tables, is_installed, running_dynamodb
 from tests.bench.measuring import FUNCTIONS
 from tests.bench.results import Row
@@ -111,9 +111,8 @@ def measure() -> list[Load]:
         for size in SIZES:
             seed(dynamodb, tables, size, now)
         runtime = link_runtime(Path(directory))
-        [candidate] = [each for each in CANDIDATES if each.name == "show_usage"]
         path = [FUNCTIONS / "show_usage", *layers, runtime]
-        with emulated_runtime(candidate, path, environment | tables) as port:
+        with emulated_runtime("serve_dashboard", path, environment | tables) as port:
             call(port, SIZES[0])
             return [_measure_size(url, tables, port, size, now) for size in SIZES]
 

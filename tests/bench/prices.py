@@ -3,8 +3,10 @@
 Prices are those of us-east-1, on demand: https://aws.amazon.com/dynamodb/pricing/on-demand/,
 https://aws.amazon.com/lambda/pricing/, https://aws.amazon.com/sqs/pricing/,
 https://aws.amazon.com/api-gateway/pricing/, https://aws.amazon.com/cloudwatch/pricing/.
-Left out is what does not depend on the number of events (metrics, alarms, idle polling) and what
-is kept (gigabyte-months), and Stripe's own fees.
+Left out of the totals is what is kept (gigabyte-months, which have a row of their own for the
+ledger), authorizations (a row of their own: an app may do without), what does not depend on the
+number of events (metrics, alarms, schedules, idle polling), data sent out of the region, and
+Stripe's own fees.
 """
 
 from __future__ import annotations
@@ -21,6 +23,11 @@ INVOCATION = Decimal("0.20") / MILLION
 GB_SECOND = Decimal("0.0000133334")
 LOG_BYTE = Decimal("0.50") / (1024**3)
 
+STORED_GB_MONTH = Decimal("0.25")
+RECOVERY_GB_MONTH = Decimal("0.20")
+"""Continuous backups, for point-in-time recovery; indexes are not in them."""
+ITEM_OVERHEAD_BYTES = 100
+"""Of every item, in the table and in each index (DynamoDB developer guide, item sizes)."""
 VCPU_MB = 1769
 """Memory with which a function gets one vCPU (Lambda developer guide)."""
 STORAGE_LATENCY_MS = 6
@@ -90,3 +97,23 @@ def itemise(usage: Usage) -> dict[str, Decimal]:
         "logs": _exact(usage.log_bytes) * LOG_BYTE,
     }
     return {name: dollars * MILLION for name, dollars in each.items()}
+
+
+def price_of_ledger(item_bytes: float) -> Decimal:
+    """Dollars a month for a million events of that size: in the table, its backups and the index,
+    which projects all of them."""
+    gigabytes = _exact(item_bytes + ITEM_OVERHEAD_BYTES) * MILLION / 10**9
+    return gigabytes * (2 * STORED_GB_MONTH + RECOVERY_GB_MONTH)
+
+
+def price_of_authorizations(
+    reads: float, writes: float, length_ms: float, memory_mb: int
+) -> Decimal:
+    """Dollars for a million calls of `POST /v1/authorizations`."""
+    each = (
+        HTTP_CALL
+        + _function(1, length_ms, memory_mb)
+        + _exact(reads) * READ_UNIT
+        + _exact(writes) * WRITE_UNIT
+    )
+    return each * MILLION

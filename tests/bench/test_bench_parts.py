@@ -9,9 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.cold_starts import CANDIDATES, read_environment, write_empty_function
+from tests.bench.__main__ import read_options
+from tests.bench.cold_starts import (
+    CALLS,
+    list_functions,
+    read_environment,
+    write_empty_function,
+)
 from tests.bench.measuring import FUNCTIONS, CountedOutput, Samples
-from tests.bench.prices import Usage, duration_ms, itemise
+from tests.bench.prices import (
+    Usage,
+    duration_ms,
+    itemise,
+    price_of_authorizations,
+    price_of_ledger,
+)
 from tests.bench.results import Row, make_table, write_results
 from tests.bench.usage_mix import SAAS, UsageSource, call_of, delivery_of, pad_event, size_of
 from tests.bench.worker_capacity import item_bytes
@@ -46,13 +58,34 @@ def test_a_call_carries_its_events_and_a_delivery_its_sequence() -> None:
     assert sequences == ["7", "8"]
 
 
-def test_what_is_started_cold_is_a_function_of_the_template() -> None:
-    names = {candidate.name for candidate in CANDIDATES}
-    assert names <= {path.parent.name for path in FUNCTIONS.glob("*/handler.py")}
-    assert names >= {"report_usage", "project_usage", "emit_usage"}
-    for candidate in CANDIDATES:
-        compile(write_empty_function(candidate), candidate.name, "exec")
-        assert read_environment(candidate.name)["POWERTOOLS_SERVICE_NAME"] == candidate.name
+def test_every_function_is_started_cold() -> None:
+    folders = {path.parent.name for path in FUNCTIONS.glob("*/handler.py")}
+    assert set(list_functions()) == folders
+    assert set(CALLS) <= folders
+    for name in folders:
+        assert read_environment(name)["POWERTOOLS_SERVICE_NAME"] == name
+
+
+def test_an_empty_function_has_its_base_and_makes_what_every_function_makes() -> None:
+    source = write_empty_function(
+        ["from aws_lambda_powertools import Logger, Metrics", "import botocore.session"]
+    )
+    compile(source, "empty", "exec")
+    assert "logger = Logger()" in source
+    assert "APIGatewayHttpResolver()" not in source
+
+
+def test_the_command_line_says_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert read_options([]).only is None
+    assert read_options(["--only", "cold", "--only", "usage"]).only == ["cold", "usage"]
+    for wrong in (["--fast"], ["--only", "nothing"], ["cold"]):
+        with pytest.raises(SystemExit) as ended:
+            read_options(wrong)
+        assert ended.value.code == 2
+    with pytest.raises(SystemExit) as ended:
+        read_options(["--help"])
+    assert ended.value.code == 0
+    assert "--only PART" in capsys.readouterr().out
 
 
 def test_prices_are_those_of_the_list() -> None:
@@ -82,6 +115,11 @@ def test_prices_are_those_of_the_list() -> None:
     assert items["emission queue"] == Decimal("0.25")
     assert items["emission states"] == Decimal("0.125")
     assert items["logs"] == Decimal("0.5") / 1024 / 1024 / 1024 * 1024 * 1_000_000
+
+
+def test_what_is_outside_of_the_totals_has_its_price_too() -> None:
+    assert price_of_ledger(900) == Decimal("0.7")
+    assert price_of_authorizations(2, 1, 0, 1024) == Decimal("2.075")
 
 
 def test_a_function_with_half_a_cpu_takes_twice_as_long_for_what_it_computes() -> None:

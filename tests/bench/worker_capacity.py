@@ -15,14 +15,21 @@ from datetime import UTC, datetime
 from typing import Any
 
 from meterline.adapters.dynamodb_accounts import DynamoAccounts
+from meterline.adapters.dynamodb_budgets import DynamoBudgets
+from meterline.adapters.dynamodb_catalog import DynamoPlans
+from meterline.adapters.dynamodb_controls import DynamoControls
 from meterline.adapters.dynamodb_emissions import MAX_ENTRIES, DynamoEmissions
+from meterline.adapters.dynamodb_guardrails import DynamoGuardrails
+from meterline.adapters.dynamodb_history import DynamoHistory
 from meterline.adapters.dynamodb_ledger import DynamoLedger, write_item
 from meterline.adapters.dynamodb_stream import StreamReader
 from meterline.adapters.dynamodb_totals import MAX_STEP_ITEMS, DynamoTotals
 from meterline.adapters.dynamodb_wire import DynamoWire
 from meterline.adapters.partition_keys import partition_key
 from meterline.catalog import load_meters
+from meterline.catalog.guardrails import load_breaker_rule
 from meterline.catalog.rate_cards import load_rate_card
+from meterline.domain.breaker import BreakerMode
 from meterline.domain.emission import (
     BillableFrom,
     BillableUsage,
@@ -31,12 +38,15 @@ from meterline.domain.emission import (
     EmissionDue,
     Sent,
 )
+from meterline.domain.notifications import Notification
 from meterline.domain.usage import LedgerEntry
 from meterline.ports import Recorded
 from meterline.schemas.emission import encode_due
 from meterline.services.emit_usage import EmitUsage
+from meterline.services.measure_period import MeasurePeriod
 from meterline.services.project_usage import ProjectUsage
 from meterline.services.report_usage import ReportUsage
+from meterline.services.watch_usage import WatchUsage
 from tests.bench.measuring import report
 from tests.bench.usage_mix import (
     ONE_CUSTOMER,
@@ -158,6 +168,17 @@ class CountingBilling:
         return BillableFrom(0)
 
 
+@dataclass
+class CountingBus:
+    """An event bus that takes everything: what it costs does not depend on the events."""
+
+    published: int = 0
+
+    def publish(self, notification: Notification) -> None:
+        """Take it."""
+        self.published += 1
+
+
 class NothingUnread:
     """Dead letters that must not come to be here, and an inbox that hands nothing back."""
 
@@ -217,6 +238,17 @@ class Path:
         )
         self.queue = CountingQueue()
         self.read_stream = StreamReader(meters, NothingUnread())
+        watch = WatchUsage(
+            DynamoBudgets(self.wire, environment["TOTALS_TABLE"]),
+            DynamoControls(self.wire, environment["ACCOUNTS_TABLE"]),
+            DynamoHistory(self.wire, environment["TOTALS_TABLE"]),
+            DynamoGuardrails(self.wire, environment["ACCOUNTS_TABLE"]),
+            CountingBus(),
+            DynamoPlans(self.wire, environment["ACCOUNTS_TABLE"]),
+            meters,
+            load_breaker_rule(BreakerMode.WARN),
+            MeasurePeriod(totals, DynamoLedger(self.wire, self.events_table)),
+        )
         self.project_usage = ProjectUsage(
             totals,
             self.queue,
@@ -224,6 +256,8 @@ class Path:
             max_items=MAX_STEP_ITEMS,
             max_entries=MAX_ENTRIES,
             now=lambda: datetime.now(UTC),
+            watch=lambda pairs: watch(pairs, datetime.now(UTC)),
+            find_periods=totals.find_periods,
         )
         self.billing = CountingBilling()
         self.emit_usage = EmitUsage(
@@ -250,7 +284,9 @@ class Path:
         delivery = delivery_of(items, self._sequence, shard)
         self._sequence += len(items)
         batch = self.read_stream(delivery)
-        self.project_usage(batch.shard, batch.events)
+        projection = self.project_usage(batch.shard, batch.events)
+        if projection.watch_failure is not None:
+            raise AssertionError(projection.watch_failure)
 
     def emit(self) -> Emitted:
         """Deliver all messages to the emitter, ten at a time."""
@@ -297,7 +333,7 @@ def measure_write_units(path: Path) -> dict[str, Any]:
     large = [pad_event(event, 1024) for event in source.events(25)]
     for name, events in (("typical", typical), ("1024 bytes", large)):
         path.wire.take()
-        path.record(events)
+        items = path.record(events)
         # One by one as well: a call for one event is a PutItem of the very same item.
         batched = path.wire.take()
         again = source.events(10)
@@ -310,6 +346,7 @@ def measure_write_units(path: Path) -> dict[str, Any]:
             "batched": batched["write", path.events_table] / len(events),
             "single": single["write", path.events_table] / len(again),
             "json_bytes": sum(map(size_of, events)) / len(events),
+            "item_bytes": sum(map(item_bytes, items)) / len(items),
         }
     found["silent"] = sorted(path.wire.silent)
     return found
