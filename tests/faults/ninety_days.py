@@ -41,6 +41,8 @@ from tests.faults.ninety_days_audit import Customer, Row, audit
 from tests.faults.simulated_service import Ground, Service, open_service, prepare_ground
 from tests.faults.whole_path import Clock
 
+START = datetime(2027, 1, 1, 0, 20, tzinfo=UTC)
+"""A short February lies in the ninety days. The same seed is nearly the same story each time."""
 DAYS = 90
 REST = timedelta(days=4)
 """Fair weather at the end: what is unknown can be settled by evidence after a day."""
@@ -502,10 +504,9 @@ class Simulation:
 
 def simulate(ground: Ground, seed: int, customers: int, *, is_told: bool = False) -> Row:
     """One seed."""
-    start = datetime.now(UTC).replace(minute=20, second=0, microsecond=0)
-    dice, clock = random.Random(seed), Clock(start)
+    dice, clock = random.Random(seed), Clock(START)
     with open_service(ground, clock, dice) as service:
-        row = Simulation(service, ground, seed, customers, start, is_told).run()
+        row = Simulation(service, ground, seed, customers, START, is_told).run()
         # Every request of ninety days is one that the SDK's own types describe.
         row.wrong += [f"Stripe does not know {each}" for each in service.local.violations()]
         return row

@@ -12,7 +12,7 @@ from tests.faults.simulated_service import prepare_ground
 @pytest.mark.timeout(600)
 def test_ninety_days_end_with_every_invoice_equal_to_the_ledger(dynamodb_local: str) -> None:
     with prepare_ground(dynamodb_local) as ground:
-        row = simulate(ground, seed=4, customers=4)
+        row = simulate(ground, seed=1, customers=3)
     print(f"{Row.headings()}\n{row}")
     assert row.wrong == []
     assert row.renewals >= 8

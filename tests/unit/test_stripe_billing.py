@@ -252,10 +252,12 @@ def subscription(
     *,
     cancel_at: int | None = None,
     ended_at: int | None = None,
+    created: int = 0,
 ) -> dict[str, Any]:
     item = {
         "id": "si_1",
         "object": "subscription_item",
+        "created": created,
         "current_period_start": start_s,
         "current_period_end": end_s,
         "price": {
@@ -337,6 +339,38 @@ def test_a_draft_about_to_be_final_is_believed_no_longer_than_that() -> None:
     clock[0] += 10
     billing.billable_from("cus_1")
     assert len(http.asked) == 4
+
+
+def usage_line(
+    price: str, start_s: int, end_s: int, kind: str = "subscription_item_details"
+) -> dict[str, Any]:
+    return {
+        "id": f"il_{price}",
+        "object": "line_item",
+        "parent": {"type": kind},
+        "period": {"start": start_s, "end": end_s},
+        "pricing": {"price_details": {"price": price}},
+    }
+
+
+def test_the_part_of_a_draft_before_its_plan_changed_takes_no_more_usage() -> None:
+    start_s, changed_s = PERIOD[0] - 30 * 86400, PERIOD[0] - 10 * 86400
+    renewed = draft(start_s, NOW_S + 3000)
+    renewed["lines"]["data"] = [
+        usage_line("price_left", start_s, changed_s, "invoice_item_details"),
+        usage_line("price_metered", changed_s, PERIOD[0]),
+        usage_line("price_flat", *PERIOD),
+    ]
+    billing, _ = make_billing(page(subscription(*PERIOD)), page(renewed))
+    assert billing.billable_from("cus_1") == BillableFrom(changed_s)
+
+
+def test_a_draft_whose_plan_was_left_at_the_renewal_takes_no_more_usage() -> None:
+    renewed = draft(PERIOD[0] - 30 * 86400, NOW_S + 3000)
+    renewed["lines"]["data"] = [usage_line("price_flat", *PERIOD)]
+    switched = subscription(*PERIOD, created=PERIOD[0])
+    billing, _ = make_billing(page(switched), page(renewed))
+    assert billing.billable_from("cus_1") == BillableFrom(PERIOD[0])
 
 
 def test_a_draft_that_bills_no_usage_of_the_last_period_does_not_reopen_it() -> None:

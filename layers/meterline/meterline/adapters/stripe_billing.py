@@ -184,7 +184,10 @@ class StripeBilling:
         ]
         prices = {item.price.id for item in items}
         starts = [item.current_period_start for item in items]
-        starts += [start for invoice in invoices for start in _metered_starts(invoice, prices)]
+        since_s = min((item.created for item in items), default=0)
+        starts += [
+            start for invoice in invoices for start in _metered_starts(invoice, prices, since_s)
+        ]
         if not starts:
             return _Cached(self._read_ended(billing_customer), now_s + _SHORT_CACHE_S)
         ends = [float(item.current_period_end) for item in items]
@@ -329,15 +332,25 @@ def _metered_items(subscription: stripe.Subscription) -> list[stripe.Subscriptio
     ]
 
 
-def _metered_starts(invoice: stripe.Invoice, prices: set[str]) -> Iterable[int]:
-    """From when the usage on a draft counts: its metered lines look back one period."""
-    if invoice.billing_reason == "subscription_cycle":
-        yield invoice.period_start
+def _metered_starts(invoice: stripe.Invoice, prices: set[str], since_s: int) -> Iterable[int]:
+    """From when the usage on a draft counts: its metered lines look back one period.
+
+    Invoice items, as of a plan that was left, take no more usage; and where all metered items are
+    as new as `since_s`, none of them bills a period that ended before.
+    """
+    is_cycle = invoice.billing_reason == "subscription_cycle"
+    looking_back = []
     for line in invoice.lines.data:
+        if line.parent is None or line.parent.type != "subscription_item_details":
+            continue
         # A line without a price, such as an item of an amount, has no such details at all.
         details = getattr(line.pricing, "price_details", None)
-        if details is not None and _id(details.price) in prices:
-            yield line.period.start
+        is_metered = details is not None and _id(details.price) in prices
+        if is_metered or (is_cycle and line.period.end <= invoice.period_end):
+            looking_back.append(line.period.start)
+    if is_cycle and not looking_back and since_s < invoice.period_end:
+        looking_back.append(invoice.period_start)
+    return looking_back
 
 
 def _id(price: str | stripe.Price) -> str:
