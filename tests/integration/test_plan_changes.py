@@ -47,8 +47,8 @@ class Subscriber:
     customer: str
     subscription: str
 
-    def hear(self) -> Subscription:
-        return read_subscription(self.client.v1.subscriptions.retrieve(self.subscription), BEGIN)
+    def hear(self, now: datetime = BEGIN) -> Subscription:
+        return read_subscription(self.client.v1.subscriptions.retrieve(self.subscription), now)
 
     def advance(self, to: datetime) -> None:
         clocks = self.client.v1.test_helpers.test_clocks
@@ -72,6 +72,24 @@ class Subscriber:
             "items": [
                 *({"price": price_id} for price_id in self.prices[plan]),
                 *({"id": item.id, "deleted": True} for item in items),
+            ],
+            "proration_behavior": "none",
+        }
+        v1.subscriptions.update(self.subscription, told)
+
+    def swap_prices(self, plan: str) -> None:
+        """Change the plan as Stripe's customer portal does: other prices on the same items."""
+        v1 = self.client.v1
+        items = v1.subscription_items.list({"subscription": self.subscription}).data
+        base, usage = self.prices[plan]
+        told: Any = {
+            "items": [
+                {
+                    "id": item.id,
+                    "price": usage if item.price.recurring.usage_type == "metered" else base,
+                }
+                for item in items
+                if item.price.recurring is not None
             ],
             "proration_behavior": "none",
         }
@@ -139,6 +157,36 @@ def test_a_plan_changed_in_mid_period_counts_from_that_second_on(
     assert preview.total == total_minor(price(Decimal(50_000), PLANS[new]))
     after, _, _, _ = find_terms(account, BundledPlans(), METERS, began.current.end)
     assert after.start == began.current.end
+
+
+@pytest.mark.parametrize("subscriber", ["pro"], indirect=True)
+def test_other_prices_on_the_same_items_count_from_the_second_that_stripe_says(
+    subscriber: Subscriber,
+) -> None:
+    began = subscriber.hear()
+    change = datetime(2026, 2, 10, 12, 0, 1, tzinfo=UTC)
+    subscriber.advance(change)
+    subscriber.report(change - timedelta(days=1), 70_000)
+    subscriber.swap_prices("team")
+    subscriber.advance(change + timedelta(minutes=10))
+    subscriber.report(change + timedelta(minutes=5), 50_000)
+    heard = subscriber.hear(change + timedelta(minutes=10))
+    assert (heard.metered_item, heard.metered_since) == (began.metered_item, None)
+    known = follow(began, heard, change)
+    assert (known.plan, known.metered_since) == ("team", change)
+    preview = subscriber.client.v1.invoices.create_preview(
+        {"subscription": subscriber.subscription}
+    )
+    assert preview.total == total_minor(price(Decimal(50_000), PLANS["team"]))
+    # It is remembered, whatever is heard afterwards, and in the next period it does not matter.
+    again = follow(known, subscriber.hear(change + timedelta(days=1)), change + timedelta(days=1))
+    assert again.metered_since == change
+    assert follow(began, heard).metered_since == change + timedelta(minutes=10)
+    subscriber.advance(RENEWAL + timedelta(hours=1))
+    renewed = follow(again, subscriber.hear(RENEWAL + timedelta(hours=1)))
+    account = subscriber.account(renewed)
+    period, _, _, _ = find_terms(account, BundledPlans(), METERS, RENEWAL + timedelta(hours=1))
+    assert period.start == RENEWAL
 
 
 # The prices of a plan change

@@ -298,6 +298,7 @@ class Bench:
     alerts: list[tuple[str, ...]] = field(default_factory=list)
     dropped: list[DroppedUsage] = field(default_factory=list)
     fails: bool = False
+    changed_at: datetime | None = None
 
     def of_billing_customer(self, billing_customer: str) -> list[str]:
         return ["acme"] if billing_customer == "cus_acme" else []
@@ -312,10 +313,11 @@ class Bench:
     def find(self, identifiers: list[str]) -> dict[str, DroppedUsage]:
         return {}
 
-    def sync(self, customer: str, now: datetime) -> None:
+    def sync(self, customer: str, now: datetime, changed_at: datetime | None) -> None:
         if self.fails:
             raise StorageUnavailableError("down")
         self.synced.append(customer)
+        self.changed_at = changed_at
 
     def apply(self, notice: Notice) -> Applied:
         service = ApplyStripeEvent(
@@ -336,6 +338,8 @@ def test_an_event_of_a_subscription_has_its_customer_asked_about(kind: str) -> N
     notice = make_notice("evt_1", f"customer.subscription.{kind}")
     assert bench.apply(notice) is Applied.SUBSCRIPTION_SYNCED
     assert bench.synced == ["acme"]
+    told = datetime.fromtimestamp(notice.created_s, UTC)
+    assert bench.changed_at == (told if kind == "updated" else None)
 
 
 @pytest.mark.parametrize("kind", ["created", "finalized", "finalization_failed", "paid"])

@@ -41,6 +41,7 @@ def subscription(**changes: object) -> Subscription:
         currency="usd",
         prices=("price_1", "price_2"),
         metered_item="si_2",
+        metered_price="price_2",
         meter="credits",
         current=Period(start, start + timedelta(days=30)),
         anchor=start,

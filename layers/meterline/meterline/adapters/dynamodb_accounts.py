@@ -401,7 +401,7 @@ def read_user(item: Mapping[str, Any]) -> User:
     )
 
 
-_SUBSCRIPTION_TEXTS = ("plan", "metered_item", "meter")
+_SUBSCRIPTION_TEXTS = ("plan", "metered_item", "meter", "metered_price")
 _SUBSCRIPTION_TIMES = ("cancel_at", "ended_at", "trial_start", "trial_end", "metered_since")
 
 
@@ -458,6 +458,7 @@ def read_subscription(item: Mapping[str, Any]) -> Subscription:
         synced_at=parse_time(item["synced_at"]["S"]),
         past=tuple(_read_period(*period["L"]) for period in item["past"]["L"]),
         metered_since=_read_time(item, "metered_since"),
+        metered_price=_read_text(item, "metered_price"),
     )
 
 

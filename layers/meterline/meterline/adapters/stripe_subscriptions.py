@@ -76,6 +76,7 @@ def read_subscription(found: stripe.Subscription, now: datetime) -> Subscription
         trial_end=_optional(found.trial_end),
         synced_at=now.replace(microsecond=now.microsecond // 1000 * 1000),
         metered_since=added,
+        metered_price=metered.price.id if metered else None,
     )
 
 

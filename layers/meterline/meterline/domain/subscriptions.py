@@ -44,6 +44,7 @@ class Subscription:
     past: tuple[Period, ...] = ()
     metered_since: datetime | None = None
     """From when the metered item counts; None when it was there from the start."""
+    metered_price: str | None = None
 
     @property
     def timeline(self) -> Timeline:
@@ -77,14 +78,19 @@ class Subscription:
         return self.trial_end is not None and period.end <= self.trial_end
 
 
-def follow(before: Subscription | None, heard: Subscription) -> Subscription:
+def follow(
+    before: Subscription | None, heard: Subscription, changed_at: datetime | None = None
+) -> Subscription:
     """What is heard now, with the periods remembered that were current before.
 
-    A change of the anchor in mid-period ends the period that was current at that moment. Raises
-    nothing: another subscription starts a memory of its own.
+    A change of the anchor in mid-period ends the period that was current at that moment. Another
+    price on the same metered item counts from the change on, as an item of its own does, but the
+    billing layer does not keep when that was: it is `changed_at`, as its event said, or else when
+    it was heard. Another subscription starts a memory of its own.
     """
     if before is None or before.id != heard.id:
         return heard
+    heard = replace(heard, metered_since=_since(before, heard, changed_at))
     past = before.past
     if before.current != heard.current:
         closed = before.current.clip(None, heard.current.start)
@@ -93,3 +99,16 @@ def follow(before: Subscription | None, heard: Subscription) -> Subscription:
     # What was remembered and lies in the current period has been told anew.
     kept = [period.clip(None, heard.current.start) for period in past]
     return replace(heard, past=tuple(period for period in kept if period is not None)[-MAX_PAST:])
+
+
+def _since(
+    before: Subscription, heard: Subscription, changed_at: datetime | None
+) -> datetime | None:
+    if heard.metered_item is None or heard.metered_item != before.metered_item:
+        return heard.metered_since
+    is_repriced = before.metered_price not in (None, heard.metered_price)
+    if is_repriced and before.current == heard.current:
+        at = (changed_at or heard.synced_at).replace(microsecond=0)
+        return min(max(at, heard.current.start), heard.synced_at.replace(microsecond=0))
+    known = [each for each in (before.metered_since, heard.metered_since) if each is not None]
+    return max(known, default=None)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 
 from meterline.domain.dropped import DropReport
 from meterline.domain.webhooks import Notice
 from meterline.ports import BillingReports, CustomersByBilling, DroppedUsages, Inbox
 
-Sync = Callable[[str, datetime], object]
+Sync = Callable[[str, datetime, datetime | None], object]
 """Bring the subscription of a customer in step (`SyncSubscriptions`)."""
 CheckInvoice = Callable[[str, datetime], object]
 """Compare an invoice, by the billing layer's id, with the ledger (`SettleInvoices`)."""
@@ -86,8 +86,11 @@ class ApplyStripeEvent:
             self._tell_alert(notice.id, customers, now)
             return Application(Applied.ALERT_TOLD, customers)
         # An invoice comes with a new period: the record must know it before usage is compared.
+        changed_at = None
+        if notice.type == "customer.subscription.updated":
+            changed_at = datetime.fromtimestamp(notice.created_s, UTC)
         for customer in customers:
-            self._sync(customer, now)
+            self._sync(customer, now, changed_at)
         if not notice.type.startswith("invoice.") or notice.type == "invoice.upcoming":
             return Application(Applied.SUBSCRIPTION_SYNCED, customers)
         if notice.object_id is not None:

@@ -30,11 +30,13 @@ class SyncSubscriptions:
         self._subscriptions = subscriptions
         self._plans = plans
 
-    def __call__(self, customer: str, now: datetime) -> Subscription | None:
+    def __call__(
+        self, customer: str, now: datetime, changed_at: datetime | None = None
+    ) -> Subscription | None:
         """The subscription as it is now; None without one, or without an id to ask for.
 
-        Raises `NotFoundError`, `BillingUnavailableError` (then the record stays as it was) and
-        `StorageUnavailableError`.
+        `changed_at` is when it was changed, as far as somebody said. Raises `NotFoundError`,
+        `BillingUnavailableError` (then the record stays as it was) and `StorageUnavailableError`.
         """
         for _ in range(_MAX_TRIES):
             found = self._records.get_customer(customer)
@@ -44,7 +46,9 @@ class SyncSubscriptions:
                 return None
             before = self._records.get_subscription(customer)
             heard = self._subscriptions.of(found.billing_customer, now)
-            after = follow(before, self._name_meter(heard)) if heard is not None else None
+            after = None
+            if heard is not None:
+                after = follow(before, self._name_meter(heard), changed_at)
             if before is None and after is None:
                 return None
             try:
