@@ -41,7 +41,7 @@ from meterline.domain.emission import (
 from meterline.domain.notifications import Notification
 from meterline.domain.usage import LedgerEntry
 from meterline.ports import Recorded
-from meterline.schemas.emission import encode_due
+from meterline.schemas.dues import encode_due
 from meterline.services.emit_usage import EmitUsage
 from meterline.services.measure_period import MeasurePeriod
 from meterline.services.project_usage import ProjectUsage

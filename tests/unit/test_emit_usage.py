@@ -37,7 +37,8 @@ from meterline.domain.emission import (
 from meterline.domain.measuring import HourTotal
 from meterline.domain.sending import LINGER_S, HourSending
 from meterline.errors import StorageUnavailableError
-from meterline.schemas.emission import decode_due, encode_due, read_deliveries
+from meterline.schemas.dues import encode_due
+from meterline.schemas.emission import decode_due, read_deliveries
 from meterline.services.emit_usage import MAX_DEFECTS
 from tests.emission_fakes import (
     HATED_VALUE,
@@ -287,6 +288,7 @@ def test_a_customer_without_a_billing_id_is_refused_without_a_call() -> None:
     assert world.billing.calls == 0
     assert len(world.store.open_problems(Lapse.REFUSED)) == 100
     assert only_problem_codes(world) == {RefusalCode.NO_BILLING_CUSTOMER}
+    assert not world.queue.dead, "nothing is wrong with it: it waits"
 
 
 def only_problem_codes(world: World) -> set[str]:
@@ -302,6 +304,7 @@ def test_a_customer_without_a_subscription_is_refused_without_a_call() -> None:
     world.drain()
     assert world.billing.calls == 0
     assert only_problem_codes(world) == {RefusalCode.NO_SUBSCRIPTION}
+    assert not world.queue.dead
 
 
 def test_a_billing_layer_that_cannot_be_asked_hands_the_message_back() -> None:

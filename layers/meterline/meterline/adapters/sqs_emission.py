@@ -13,7 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from meterline.adapters.partition_keys import partition_key
 from meterline.domain.emission import EmissionDue
 from meterline.errors import StorageUnavailableError
-from meterline.schemas.emission import encode_due
+from meterline.schemas.dues import encode_due
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient

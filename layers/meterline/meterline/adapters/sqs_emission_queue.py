@@ -15,7 +15,7 @@ from meterline.adapters.partition_keys import partition_key
 from meterline.adapters.sqs_wire import SqsWire
 from meterline.domain.emission import BatchDue, EmissionDue
 from meterline.errors import StorageUnavailableError
-from meterline.schemas.emission import encode_due
+from meterline.schemas.dues import encode_due
 
 if TYPE_CHECKING:
     from botocore.session import Session

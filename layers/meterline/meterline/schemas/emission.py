@@ -40,31 +40,6 @@ EmissionMessage = Annotated[BatchMessage | HourMessage, Field(discriminator="due
 _MESSAGE: TypeAdapter[BatchMessage | HourMessage] = TypeAdapter(EmissionMessage)
 
 
-def encode_due(
-    due: EmissionDue, *, parked_for: str | None = None, parked_message: str | None = None
-) -> str:
-    """The body of the message that says what is due."""
-    message: BatchMessage | HourMessage
-    match due:
-        case BatchDue():
-            message = BatchMessage(
-                customer=due.customer,
-                meter=due.meter,
-                batch=due.batch,
-                parked_for=parked_for,
-                parked_message=parked_message,
-            )
-        case HourDue():
-            message = HourMessage(
-                customer=due.customer,
-                meter=due.meter,
-                hour=due.hour.astimezone(UTC),
-                parked_for=parked_for,
-                parked_message=parked_message,
-            )
-    return message.model_dump_json(exclude_none=True)
-
-
 def decode_due(body: str) -> tuple[EmissionDue, bool]:
     """What a message says is due, and whether it was parked before; pydantic's ValidationError."""
     message = _MESSAGE.validate_json(body)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
-from pydantic_core import to_json
 
 from meterline.domain.notifications import Happening, Notification
-from meterline.domain.times import format_time
 
 
 class NotificationDetail(BaseModel):
@@ -29,19 +27,6 @@ class BusEvent(BaseModel):
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
     detail: NotificationDetail
-
-
-def encode_notification(notification: Notification) -> str:
-    """A `NotificationDetail` as JSON."""
-    return to_json(
-        {
-            "id": notification.id,
-            "customer": notification.customer,
-            "type": notification.happening.value,
-            "at": format_time(notification.at),
-            "facts": dict(notification.facts),
-        }
-    ).decode()
 
 
 def decode_bus_event(body: str) -> Notification:
