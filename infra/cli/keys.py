@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
-from infra.cli.stack_access import open_stack, stack_option
+from infra.cli.operator import Trail, actor_option
+from infra.cli.stack_access import Stack, open_stack, stack_option
 from meterline.adapters.dynamodb_accounts import CACHE_S, DynamoAccounts
 from meterline.adapters.dynamodb_key_calls import DynamoKeyCalls
 from meterline.domain.api_keys import DEFAULT_CALLS_PER_S, KEY_PREFIX, ApiKey, Scope, hash_key
@@ -36,12 +37,14 @@ def command() -> None:
 @click.option(
     "--rate", type=_RATE, default=DEFAULT_CALLS_PER_S, show_default=True, help="Calls a second."
 )
+@actor_option
 @stack_option
-def create(stack_name: str, scopes: tuple[str, ...], name: str, rate: int) -> None:
+def create(stack_name: str, scopes: tuple[str, ...], name: str, rate: int, actor: str) -> None:
     """Make a key and print it, this once."""
-    secret = _make_secret()
+    secret, stack = _make_secret(), open_stack(stack_name)
     key = ApiKey(hash_key(secret), name, frozenset(map(Scope, scopes)), datetime.now(UTC))
-    _open_accounts(stack_name).add_key(replace(key, calls_per_s=rate))
+    _open_accounts(stack).add_key(replace(key, calls_per_s=rate))
+    _record(stack, actor, "create key", key, ",".join(sorted(key.scopes)))
     _tell(secret)
 
 
@@ -79,13 +82,15 @@ def list_keys(stack_name: str) -> None:
     help="Days for which the old key counts beside the new one.",
 )
 @click.option("--rate", type=_RATE, help="Calls a second; as before without it.")
+@actor_option
 @stack_option
-def rotate(stack_name: str, key_hash: str, days: float, rate: int | None) -> None:
+def rotate(stack_name: str, key_hash: str, days: float, rate: int | None, actor: str) -> None:
     """Make a key like the one whose hash begins with HASH, and let that one end.
 
     Both in one write: there is no moment without a key.
     """
-    accounts = _open_accounts(stack_name)
+    stack = open_stack(stack_name)
+    accounts = _open_accounts(stack)
     old = _find_key(accounts, key_hash)
     now = datetime.now(UTC)
     if not old.is_valid(now):
@@ -100,19 +105,23 @@ def rotate(stack_name: str, key_hash: str, days: float, rate: int | None) -> Non
     )
     ending = min(now + timedelta(days=days), old.expires_at or datetime.max.replace(tzinfo=UTC))
     accounts.rotate_key(replace(old, expires_at=ending), new)
+    _record(stack, actor, "rotate key", old, f"{new.hash[:_SHOWN]} in its place")
     _tell(secret)
     click.echo(f"{old.hash[:_SHOWN]} {old.name} counts until {ending:%Y-%m-%dT%H:%MZ}.", err=True)
 
 
 @command.command("revoke")
 @click.argument("key_hash", metavar="HASH")
+@actor_option
 @stack_option
-def revoke(stack_name: str, key_hash: str) -> None:
+def revoke(stack_name: str, key_hash: str, actor: str) -> None:
     """Revoke the key whose hash begins with HASH, as `list` shows it."""
-    accounts = _open_accounts(stack_name)
+    stack = open_stack(stack_name)
+    accounts = _open_accounts(stack)
     key = _find_key(accounts, key_hash)
     if key.revoked_at is None:
         accounts.add_key(replace(key, revoked_at=datetime.now(UTC)))
+        _record(stack, actor, "revoke key", key, "revoked")
     click.echo(
         f"{key.hash[:_SHOWN]} {key.name} is revoked; within {CACHE_S:.0f} s nobody takes it."
     )
@@ -143,6 +152,10 @@ def _describe_state(key: ApiKey, now: datetime) -> str:
     return f"{word} {key.expires_at:%Y-%m-%dT%H:%MZ}"
 
 
-def _open_accounts(stack_name: str) -> DynamoAccounts:
-    stack = open_stack(stack_name)
+def _record(stack: Stack, actor: str, action: str, key: ApiKey, outcome: str) -> None:
+    trail = Trail(stack, stack.wire(), actor, "")
+    trail.record(action, f"{key.hash[:_SHOWN]} {key.name}", outcome)
+
+
+def _open_accounts(stack: Stack) -> DynamoAccounts:
     return DynamoAccounts(stack.wire(), stack.table("Accounts"))

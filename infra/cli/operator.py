@@ -14,12 +14,16 @@ from meterline.adapters.dynamodb_books import AuditEntry, DynamoAuditTrail
 from meterline.adapters.dynamodb_wire import DynamoWire
 
 
-def reason_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of a command that changes something."""
-    function = click.option("--reason", required=True, help="Why; it is kept.")(function)
+def actor_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Who does it: for the trail."""
     return click.option(
         "--actor", default=getpass.getuser, show_default="your login", help="Who does it."
     )(function)
+
+
+def reason_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a command that changes something."""
+    return actor_option(click.option("--reason", required=True, help="Why; it is kept.")(function))
 
 
 class Trail:

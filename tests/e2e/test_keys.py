@@ -16,9 +16,11 @@ from tests.e2e.described import check_described
 _STACK = ("--stack", "meterline-local")
 
 
-def _cli(stack: LocalStack, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _cli(
+    stack: LocalStack, *arguments: str, group: str = "keys"
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "infra.cli", "keys", *arguments],
+        [sys.executable, "-m", "infra.cli", group, *arguments],
         cwd=REPOSITORY,
         env=stack.environment(),
         capture_output=True,
@@ -75,6 +77,9 @@ def test_a_key_is_rotated_in_one_step_and_the_old_one_ends(stack: LocalStack) ->
     assert lines[old_hash][3].startswith("until ")
     assert lines[new_hash][3:5] == ["valid", "40/s"]
     assert all(lines[each][5].startswith("used ") for each in (old_hash, new_hash))
+
+    trail = _cli(stack, "audit", *_STACK, group="books").stdout
+    assert f"rotate key\t{old_hash} rotated\t{new_hash} in its place" in trail
 
     # One that nobody has used so far, so that no function remembers it as valid.
     made = _cli(stack, "create", "--scope", "admin", "--name", "ended", *_STACK)
