@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from meterline.catalog import load_meters
 from meterline.domain.emission import EmissionEntry
-from meterline.domain.projection import Checkpoint, ProjectedEvent, TotalsStep, plan_steps
+from meterline.domain.projection import (
+    Checkpoint,
+    Fence,
+    ProjectedEvent,
+    TotalsStep,
+    plan_steps,
+)
 
 METERS = load_meters()
 EVENTS = 40
@@ -119,3 +125,32 @@ def test_a_delivery_that_is_counted_needs_no_step() -> None:
         totals.apply(step)
     assert plan(events, totals.checkpoint) == []
     assert plan([], totals.checkpoint) == []
+
+
+@given(drawn_events, st.sets(st.integers(10, 10 + EVENTS)))
+def test_late_events_pass_the_fence_of_their_customer_and_recounted_ones_are_left_out(
+    events: list[ProjectedEvent], recounted: set[int]
+) -> None:
+    names = {f"ml_{sequence:040x}" for sequence in recounted}
+    pairs = {(event.customer, event.meter) for event in events}
+    steps = list(
+        plan_steps(
+            events,
+            METERS,
+            lambda first: f"{first:x}",
+            max_items=6,
+            max_entries=4,
+            fences={pair: Fence(Checkpoint(through=3), names) for pair in pairs},
+        )
+    )
+    # Every step says which events it counts, and between them they count each one once.
+    counted = [name for step in steps for name in step.identifiers()]
+    assert sorted(counted) == sorted({event.identifier for event in events} - names)
+    passed: Counter[tuple[str, str]] = Counter()
+    for step in steps:
+        assert step.item_count <= 6
+        assert step.fences.keys() == {(day.customer, day.meter) for day in step.days}
+        for pair, place in step.fences.items():
+            # As the step before it has left it.
+            assert (place.through, place.passed or 0) == (3, passed[pair])
+            passed[pair] += 1
