@@ -24,6 +24,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -514,10 +515,12 @@ def simulate(ground: Ground, seed: int, customers: int, *, is_told: bool = False
 
 def _simulate_all(seeds: Sequence[int], customers: int, rows: Queue[Row | None]) -> None:
     """One job: its seeds one after the other, and a None when it is through."""
-    with run_dynamodb_local() as url, prepare_ground(url) as ground:
-        for seed in seeds:
-            rows.put(simulate(ground, seed, customers, is_told=True))
-    rows.put(None)
+    # Ctrl-C reaches every job by itself; what it started ends with it.
+    with suppress(KeyboardInterrupt):
+        with run_dynamodb_local() as url, prepare_ground(url) as ground:
+            for seed in seeds:
+                rows.put(simulate(ground, seed, customers, is_told=True))
+        rows.put(None)
 
 
 def _run_jobs(seeds: Sequence[int], customers: int, jobs: int) -> Iterator[Row]:
@@ -559,13 +562,17 @@ def main() -> None:
     print(Row.headings(), flush=True)
     wrong = False
     seeds = range(told.first, told.first + told.seeds)
-    for row in _run_jobs(seeds, told.customers, told.jobs):
-        wrong = wrong or bool(row.wrong)
-        lines = "\n".join([str(row), *(f"     {line}" for line in row.wrong)])
-        print(lines, flush=True)
-        with _TABLE.open("a") as table:
-            table.write(f"{lines}\n")
-    print(f"Kept in {_TABLE}, below those of earlier runs.")
+    try:
+        for row in _run_jobs(seeds, told.customers, told.jobs):
+            wrong = wrong or bool(row.wrong)
+            lines = "\n".join([str(row), *(f"     {line}" for line in row.wrong)])
+            print(lines, flush=True)
+            with _TABLE.open("a") as table:
+                table.write(f"{lines}\n")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        print(f"Rows are kept in {_TABLE}, below those of earlier runs.")
     sys.exit(wrong)
 
 

@@ -492,7 +492,6 @@ def open_service(ground: Ground, clock: Clock, dice: random.Random) -> Iterator[
     """Fresh tables, a local Stripe and empty queues."""
     with ExitStack() as stack:
         store = Store("dynamodb_local", ground.dynamodb_url)
-        stack.callback(_drop_tables, store)
         local = stack.enter_context(LocalStripe(seed=dice.randrange(2**31)))
         local.set_clock(clock.now().timestamp())
         clock.followers.append(lambda at: local.set_clock(at.timestamp()))
@@ -502,6 +501,8 @@ def open_service(ground: Ground, clock: Clock, dice: random.Random) -> Iterator[
         wire = SwitchedWire(store.wire(), proxied)
         sqs = SwitchedSqs(connect_sqs(ground.queue_url), connect_sqs(ground.sqs.url))
         yield Service(store, local, clock, wire, sqs, ground.queues, dice)
+        # They are held in memory, seed after seed.
+        _drop_tables(store)
 
 
 def _drop_tables(store: Store) -> None:
