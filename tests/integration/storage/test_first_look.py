@@ -94,6 +94,7 @@ class Desk:
             max_items=MAX_STEP_ITEMS,
             max_entries=MAX_ENTRIES,
             find_periods=totals.find_periods if knows_periods else None,
+            now=lambda: datetime.now(UTC),
         )
 
     def bring(self, project: ProjectUsage, entries: Sequence[LedgerEntry]) -> None:
