@@ -19,6 +19,7 @@ from meterline.catalog import load_meters
 from meterline.domain.emission import EmissionDue
 from meterline.domain.periods import Period
 from meterline.domain.usage import LedgerEntry
+from meterline.services.measure_period import MeasurePeriod
 from meterline.services.project_usage import ProjectUsage
 from meterline.services.show_usage import ShowUsage, UsageReport
 from tests.dashboard_fakes import FakeComparisons, FakeOverviews, FakePlans, make_subscription
@@ -155,6 +156,10 @@ def test_a_period_that_was_known_is_looked_at_without_the_ledger(
         # A process that saw the last period, one that starts anew, and events that come late.
         desk.bring(project, desk.make_entries(dice, 60))
         desk.assert_true(desk.look())
+    measure = MeasurePeriod(store.totals(), desk.ledger)
+    for period in (LAST, PERIOD):
+        told = [int(entry.quantity * 1000) for entry in desk.entries if entry.at in period]
+        assert measure(customer, METERS["credits"], period, NOW) == sum(told)
     desk.begin(NEXT)
     desk.bring(early, [make_entry(customer, "next", at=NEXT.start, user="u0", action="chat")])
     desk.entries.pop()

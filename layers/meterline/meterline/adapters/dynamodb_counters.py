@@ -8,6 +8,7 @@ from typing import Any
 
 from meterline.adapters.dynamodb_wire import DynamoWire, query_pages
 from meterline.adapters.partition_keys import partition_key
+from meterline.domain.cuts import mark_cut
 from meterline.domain.measuring import HourSplit, HourTotal
 
 _NOTHING = {"N": "0"}
@@ -56,8 +57,18 @@ class DynamoCounters:
         return HourTotal(sub_units, events)
 
     def read_split(self, customer: str, meter: str, edge: datetime) -> HourSplit | None:
-        """How the hour around `edge` was last found to be split. One read unit."""
-        item = self._get(partition_key(customer, meter), f"split#{edge:%Y-%m-%dT%H:%M:%SZ}")
+        """How the hour around `edge` is split: as its day was counted with that cut, or else as it
+        was last found to be. One read unit, or two."""
+        pk = partition_key(customer, meter)
+        day = self._get(pk, f"day#{edge:%Y-%m-%d}") or {}
+        mark = mark_cut(edge)
+        if day.get(f"n@{mark}", _NOTHING) == day.get("n"):
+            earlier = sum(int(day.get(f"q{hour:02d}", _NOTHING)["N"]) for hour in range(edge.hour))
+            before = int(day[f"q<{mark}"]["N"]) - earlier
+            whole = int(day.get(f"q{edge:%H}", _NOTHING)["N"])
+            events = int(day.get(f"n{edge:%H}", _NOTHING)["N"])
+            return HourSplit(before, whole - before, events)
+        item = self._get(pk, f"split#{edge:%Y-%m-%dT%H:%M:%SZ}")
         if item is None:
             return None
         return HourSplit(*(int(item[name]["N"]) for name in ("before", "after", "n")))
