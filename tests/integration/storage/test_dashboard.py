@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 import pytest
 
 from meterline.adapters.dynamodb_emissions import MAX_ENTRIES
+from meterline.adapters.dynamodb_links import DynamoLinks
 from meterline.adapters.dynamodb_overviews import DynamoOverviews
 from meterline.adapters.dynamodb_totals import MAX_STEP_ITEMS
 from meterline.adapters.dynamodb_usage import DynamoUsage
@@ -77,6 +79,15 @@ def test_days_and_shares_are_what_was_counted(store: Store, customer: str, shard
         of_day = shares[date(2026, 11, 21)]
         assert sum(each.events for each in of_day.values()) == 24
     assert "user:31#~" in counts.users[date(2026, 11, 21)]
+
+
+def test_of_many_that_follow_a_link_at_once_one_is_the_first(store: Store, customer: str) -> None:
+    links = DynamoLinks(store.wire(pool_size=16), store.tables.accounts)
+    with ThreadPoolExecutor(16) as threads:
+        followed = list(threads.map(lambda _: links.follow(f"of-{customer}", NOW), range(32)))
+    assert followed.count(True) == 1
+    assert links.follow(f"another-of-{customer}", NOW)
+    assert not links.follow(f"of-{customer}", NOW)
 
 
 def test_nothing_counted_is_nothing_read(store: Store, customer: str) -> None:
