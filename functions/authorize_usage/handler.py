@@ -55,7 +55,7 @@ def post_release(authorization: str) -> Response[str]:
     told = ReleaseInput.model_validate(read_json(app.current_event))
     named = read_authorization(authorization, authorize_usage.meters)
     unspent = read_unspent(told, authorize_usage.meters[named.meter])
-    released = authorize_usage.release(named, unspent, utc_now())
+    released = authorize_usage.release(named, unspent, utc_now(), events=told.events)
     return answer(200, write_release(released, authorize_usage.meters[named.meter]))
 
 

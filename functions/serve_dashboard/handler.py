@@ -38,6 +38,8 @@ dashboard = build_serve_dashboard(os.environ)
 pages, answers = dashboard.pages, dashboard.answers
 app = make_pages_app(logger, pages, answers)
 _PAGE = "/settings/usage"
+_SAVED = "Your limits are saved."
+_SAVED_REACHED = f"{_SAVED} As much is used already: usage stops now, until the next period."
 
 
 @app.get("/settings/usage")
@@ -50,8 +52,11 @@ def get_usage() -> Response[str]:
         viewer, session = dashboard.sign_in.follow_link(asked["token"], session, now)
         cookie = answers.session_cookie(app.current_event, session, viewer.expires_at)
         return answers.see_other(_PAGE, cookie)
-    notice = {"1": "Your limits are saved."}.get(asked.get("saved", ""), "")
-    return _draw(_view(now), now, notice=notice)
+    view = _view(now)
+    notice = ""
+    if asked.get("saved") == "1":
+        notice = _SAVED_REACHED if view.report.is_stopped else _SAVED
+    return _draw(view, now, notice=notice)
 
 
 @app.post("/settings/usage/limits")

@@ -59,7 +59,7 @@ def put_limits(customer_id: str) -> Response[str]:
     told = LimitsInput.model_validate(read_json(app.current_event))
     now = utc_now()
     done = set_limits.put(read_customer_id(customer_id), told.read(), f"key {key.name}", now)
-    return answer(200, write_limits(done.limits, done.plan, done.meter))
+    return answer(200, write_limits(done.limits, done.plan, done.meter, done.used))
 
 
 @app.get("/v1/customers/<customer_id>/limits")
@@ -67,7 +67,7 @@ def get_limits(customer_id: str) -> Response[str]:
     """The customer's limits."""
     authenticate(app.current_event.headers.get("authorization"), Scope.ADMIN)
     found = set_limits.get(read_customer_id(customer_id), utc_now())
-    return answer(200, write_limits(found.limits, found.plan, found.meter))
+    return answer(200, write_limits(found.limits, found.plan, found.meter, found.used))
 
 
 @app.post("/v1/portal-sessions")

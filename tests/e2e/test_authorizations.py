@@ -16,10 +16,12 @@ from tests.e2e.conftest import Answer, Api
 from tests.e2e.described import check_described
 
 
-def set_limits(api: Api, customer: str, **limits: Any) -> None:
+def set_limits(api: Api, customer: str, **limits: Any) -> Any:
+    """Set them; the answer."""
     path = f"/v1/customers/{customer}/limits"
     answer = api.call("PUT", path, key=api.admin_key, body=json.dumps(limits).encode())
     assert answer.status == 200, answer.body
+    return answer.told
 
 
 def ask(api: Api, customer: str, quantity: str, **more: Any) -> Answer:
@@ -214,6 +216,10 @@ def test_bad_requests_for_leave_are_told_what_is_wrong(api: Api, kind: str) -> N
         ("acme~credits~x", b"", 400),
         ("acme~credits~x", b"[]", 422),
         ("acme~credits~x", b'{"unspent": "-1"}', 422),
+        ("acme~credits~x", b'{"events": -1}', 422),
+        ("acme~credits~x", b'{"events": "1"}', 422),
+        ("acme~credits~x", b'{"events": 1, "unspent": "1"}', 422),
+        ("acme~credits~x", b'{"events": 1}', 404),
     ],
 )
 def test_bad_releases_are_told_what_is_wrong(

@@ -5,17 +5,22 @@ from __future__ import annotations
 import base64
 import json
 import secrets
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
 import urllib3
 
-from infra.local.stack import LocalStack
+from infra.local.stack import REPOSITORY, LocalStack
+from infra.local.stripe_account import StripeAccount
 from infra.local.stripe_server import StripeControl
+from meterline.domain.invoice_checks import HoldReason
 from meterline.domain.messages import sign_webhook
-from tests.e2e.billed import await_value, make_customer
+from tests.e2e.billed import BilledUsage, await_value, make_customer
 from tests.e2e.conftest import STRIPE_KEY, Api, Webhooks
 from tests.e2e.receivers import Receiver, run_receiver
 from tests.e2e.test_authorizations import set_limits
@@ -205,3 +210,123 @@ def test_an_alert_of_stripe_is_told_on_every_channel_once(
     kinds = [each["type"] for each in told["notifications"]]
     assert kinds.count("BillingAlertTriggered") == 1
     assert len(receiver.to("/hook", customer)) == 1
+
+
+@pytest.fixture
+def holding(stack: LocalStack) -> Iterator[None]:
+    """The stack as deployed with `InvoiceSpikes=hold`."""
+    functions = stack.client("lambda")
+    names = [stack.resources[f"{name}Function"] for name in ("ApplyStripeEvent", "SettleInvoices")]
+
+    def configure(what: str) -> None:
+        for name in names:
+            found = functions.get_function_configuration(FunctionName=name)
+            variables = {**found["Environment"]["Variables"], "INVOICE_SPIKES": what}
+            functions.update_function_configuration(
+                FunctionName=name, Environment={"Variables": variables}
+            )
+
+    configure("hold")
+    yield
+    configure("tell")
+
+
+@pytest.fixture
+def run(stack: LocalStack, stripe_url: str) -> Callable[..., str]:
+    """Runs an operator's command on the books."""
+
+    def call(*words: str) -> str:
+        ended = subprocess.run(
+            [sys.executable, "-m", "infra.cli", "books", *words, "--stack", "meterline-local"],
+            cwd=REPOSITORY,
+            env={**stack.environment(), "STRIPE_API_KEY": STRIPE_KEY},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return ended.stdout
+
+    return call
+
+
+def test_a_draft_far_above_the_last_one_is_told_held_and_let_go_by_an_operator(
+    api: Api,
+    stack: LocalStack,
+    stripe_url: str,
+    webhooks: Webhooks,
+    receiver: Receiver,
+    holding: None,
+    run: Callable[..., str],
+) -> None:
+    customer = "spiked"
+    account = StripeAccount(stripe_url, STRIPE_KEY)
+    account.set_up()
+    v1 = account.client.v1
+    start = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(days=64)
+    subscriber = account.subscribe(customer, customer, start)
+    account.advance(subscriber, start + timedelta(days=2))
+    # A first period of 1,200 credits, before we knew the customer; its invoice is sent.
+    v1.billing.meter_events.create(
+        {
+            "event_name": "meterline_credits",
+            "payload": {
+                "stripe_customer_id": subscriber.billing_customer,
+                "value": "1200000",
+            },
+            "timestamp": int((start + timedelta(days=1)).timestamp()),
+        }
+    )
+    account.advance(subscriber, subscriber.period_end + timedelta(hours=3))
+    account.advance(subscriber, start + timedelta(days=46))
+    put = api.put_customer(customer, billing_customer=subscriber.billing_customer)
+    assert put.status == 200, put.body
+    # The second one has 40,000, over HTTP as any app reports them.
+    report(api, customer, Decimal(40_000), start + timedelta(days=45))
+    billed = BilledUsage(stripe_url, subscriber.billing_customer, "meterline_credits")
+    await_value(billed.total, 41_200_000)
+    [item] = [
+        each
+        for each in v1.subscription_items.list({"subscription": subscriber.subscription}).data
+        if each.price.id == account.prices["base"]
+    ]
+    renewal = datetime.fromtimestamp(item.current_period_end, UTC)
+    account.advance(subscriber, renewal + timedelta(minutes=1))
+
+    def read_drafts() -> list[Any]:
+        listed = v1.invoices.list({"subscription": subscriber.subscription})
+        return [each for each in listed.data if each.status == "draft"]
+
+    [draft] = read_drafts()
+    # Stripe's signed webhook is all that sets it off.
+    await_value(lambda: len(receiver.to("/slack", draft.id)), 1)
+    text = receiver.to("/slack", draft.id)[0].told["text"]
+    assert f"*{customer}*: draft invoice {draft.id} is 224.00 USD, 746% of" in text
+    assert "(30.00 USD)" in text
+    assert ": 1.00 USD → 195.00 USD" in text
+    assert f"books release {draft.id} --hold spike" in text
+
+    def read_hold() -> tuple[bool, bool]:
+        found = v1.invoices.retrieve(draft.id)
+        marks = found.metadata.to_dict() if found.metadata is not None else {}
+        return bool(found.auto_advance), HoldReason.SPIKE in marks
+
+    await_value(read_hold, (False, True))
+    account.advance(subscriber, renewal + timedelta(hours=3))
+    assert [each.id for each in read_drafts()] == [draft.id], "Stripe's hour went by"
+    told = run(
+        *("release", draft.id, "--hold", "spike", "--stripe-url", stripe_url),
+        *("--actor", "ann", "--reason", "They know."),
+    )
+    assert "goes its way" in told
+    assert read_hold() == (True, False)
+    assert f"ann\trelease invoice (spike)\t{draft.id}\treleased\tThey know." in run("audit")
+    # Looked at again, it is neither held nor told of again.
+    name = stack.outputs["SettleInvoicesFunctionName"]
+    stack.client("lambda").invoke(FunctionName=name, Payload=b"{}")
+    assert read_hold() == (True, False)
+    account.advance(subscriber, renewal + timedelta(hours=6))
+    final = v1.invoices.retrieve(draft.id)
+    assert (final.status, final.total) == ("open", 22_400)
+    assert len(receiver.to("/slack", draft.id)) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import random
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -17,7 +18,8 @@ RULE = load_breaker_rule()
 TRACE = Path(__file__).resolve().parents[3] / "shared/data/azure_llm_trace_code.csv"
 START_S = int(datetime(2026, 9, 7, tzinfo=UTC).timestamp())
 DAYS = 56
-SEEDS = 12
+SEEDS = int(os.environ.get("METERLINE_HISTORIES", "12"))
+"""Customers of each kind."""
 Uses = list[tuple[int, int]]
 History = Callable[[random.Random], Uses]
 
@@ -84,16 +86,20 @@ def count_frozen(history: History) -> tuple[int, int]:
     return sum(bool(trips) for trips in found), sum(map(len, found))
 
 
-@pytest.mark.parametrize("history", [steady, weekly, growing, launch_day])
-def test_ordinary_customers_are_never_frozen(
-    history: History, record_property: Callable[[str, object], None]
+@pytest.mark.parametrize(
+    ("history", "most_percent"),
+    # A launch can bring ten typical days within an hour, which nobody could tell from a loop.
+    [(steady, 0), (weekly, 0), (growing, 0), (launch_day, 2)],
+)
+def test_ordinary_customers_are_not_frozen(
+    history: History, most_percent: int, record_property: Callable[[str, object], None]
 ) -> None:
     frozen, trips = count_frozen(history)
     record_property("frozen", frozen)
     print(
         f"\n{history.__name__}: {frozen} of {SEEDS} customers frozen, {trips} trips in {DAYS} days"
     )
-    assert frozen == 0
+    assert frozen * 100 <= most_percent * SEEDS
 
 
 def test_a_new_batch_job_is_stopped_until_it_is_a_habit() -> None:

@@ -142,6 +142,9 @@ def test_yen_have_no_cents() -> None:
 def test_what_was_set_comes_back() -> None:
     told = {"warn_at": {"quantity": "12.5"}, "stop_at": {"amount_minor": 4000, "currency": "usd"}}
     limits = LimitsInput.model_validate(told).read()
-    written = write_limits(limits, PRO, CREDITS)
+    written = write_limits(limits, PRO, CREDITS, Decimal("3200.998"))
     assert {name: written[name] for name in told} == told
-    assert written["stops_at_quantity"] == "3200.999"
+    assert (written["stops_at_quantity"], written["is_reached"]) == ("3200.999", False)
+    # A limit below what is used is taken, and says so.
+    assert write_limits(limits, PRO, CREDITS, Decimal("3200.999"))["is_reached"] is True
+    assert write_limits(Limits(), PRO, CREDITS, Decimal(10**9))["is_reached"] is False

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from meterline_client.attribution import Attribution
 from meterline_client.errors import (
@@ -90,16 +91,21 @@ class Authorizer:
             )
         return self._go_without(f"Meterline answered {answer.status} {decision.get('code', '')}")
 
-    def give_back(self, authorization: str) -> None:
-        """Release what is held. A release that fails is no loss: it expires by itself."""
+    def give_back(self, authorization: str, events: int = 0) -> None:
+        """Release what is held, once so many events of a lease are counted.
+
+        A release that fails is no loss: what is held expires by itself.
+        """
+        body = json.dumps({"events": events} if events else {}).encode()
+        path = f"/v1/authorizations/{authorization}/release"
         try:
-            answer = self._service.post(
-                f"/v1/authorizations/{authorization}/release", b"{}", timeout_s=self._timeout_s
-            )
+            answer = self._service.post(path, body, timeout_s=self._timeout_s)
         except ServiceUnreachableError as error:
             problem: str | None = str(error)
         else:
-            problem = None if answer.status < 300 else f"Meterline answered {answer.status}"
+            # 404: a lease that was used up, or whose time was over.
+            is_gone = answer.status < 300 or (events > 0 and answer.status == 404)
+            problem = None if is_gone else f"Meterline answered {answer.status}"
         if problem is not None:
             self._signals.raise_signal(
                 "authorization_unavailable",
@@ -130,53 +136,93 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
+class _Block(NamedTuple):
+    """One authorization in use: open calls, events so far, and whether its block has ended."""
+
+    is_lease: bool
+    open_calls: int = 0
+    events: int = 0
+    has_ended: bool = False
+
+
 class Holds:
     """The authorizations in use, so that what no event will settle is given back, and once only.
 
-    A stream may end after the block that asked for leave; its event still settles it.
+    A stream may end after the block that asked for leave; its event still settles it. Of a lease
+    the rest goes with the last of its events.
     """
 
-    def __init__(self, release: Callable[[str], None]) -> None:
-        self._release = release
+    def __init__(self, give_back: Callable[[str, int], None]) -> None:
+        self._give_back = give_back
         self._lock = threading.Lock()
-        self._open_calls: dict[str, int] = {}
-        self._settled: set[str] = set()
-        self._left: set[str] = set()
+        self._blocks: dict[str, _Block] = {}
+        self._releases: set[threading.Thread] = set()
 
-    def begin(self, authorization: str) -> None:
+    def begin(self, authorization: str, *, is_lease: bool) -> None:
         """A block asked for this authorization, and begins."""
         with self._lock:
-            self._open_calls[authorization] = 0
+            self._blocks[authorization] = _Block(is_lease)
 
     def open_call(self, authorization: str) -> None:
         """A call under it is about to be made."""
         with self._lock:
-            if authorization in self._open_calls:
-                self._open_calls[authorization] += 1
+            block = self._blocks.get(authorization)
+            if block is not None:
+                self._blocks[authorization] = block._replace(open_calls=block.open_calls + 1)
 
     def end_call(self, authorization: str, *, settled: bool) -> None:
-        """A call under it ended, with an event that settles it or without one."""
+        """A call under it ended, with an event that names it or without one."""
         with self._lock:
-            if authorization not in self._open_calls:
+            block = self._blocks.get(authorization)
+            if block is None:
                 return
-            self._open_calls[authorization] -= 1
-            if settled:
-                self._settled.add(authorization)
+            self._blocks[authorization] = block._replace(
+                open_calls=block.open_calls - 1, events=block.events + settled
+            )
         self._give_back_when_idle(authorization)
 
     def leave(self, authorization: str) -> None:
         """The block ended; calls of its own may still be open."""
         with self._lock:
-            self._left.add(authorization)
+            block = self._blocks.get(authorization)
+            if block is None:
+                return
+            self._blocks[authorization] = block._replace(has_ended=True)
         self._give_back_when_idle(authorization)
+
+    def finish(self, timeout_s: float, *, leave_all: bool = False) -> None:
+        """Wait until what was released is given back; `leave_all` ends every block first."""
+        give_up_at_s = time.monotonic() + timeout_s
+        with self._lock:
+            blocks = list(self._blocks)
+        for authorization in blocks if leave_all else ():
+            self.leave(authorization)
+        with self._lock:
+            releases = list(self._releases)
+        for release in releases:
+            release.join(max(0.0, give_up_at_s - time.monotonic()))
 
     def _give_back_when_idle(self, authorization: str) -> None:
         with self._lock:
-            if authorization not in self._left or self._open_calls.get(authorization, 1):
+            block = self._blocks.get(authorization)
+            if block is None or not block.has_ended or block.open_calls:
                 return
-            settled = authorization in self._settled
-            del self._open_calls[authorization]
-            self._left.discard(authorization)
-            self._settled.discard(authorization)
-        if not settled:
-            self._release(authorization)
+            del self._blocks[authorization]
+            if block.events and not block.is_lease:
+                return
+            # Often called from an event loop or a finalizer, where waiting for an answer is out.
+            release = threading.Thread(
+                target=self._release,
+                args=(authorization, block.events),
+                name="meterline-release",
+                daemon=True,
+            )
+            self._releases.add(release)
+            release.start()
+
+    def _release(self, authorization: str, events: int) -> None:
+        try:
+            self._give_back(authorization, events)
+        finally:
+            with self._lock:
+                self._releases.discard(threading.current_thread())

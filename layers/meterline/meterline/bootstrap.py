@@ -446,9 +446,7 @@ def show_usage(
     from meterline.adapters.dynamodb_wire import DynamoWire
     from meterline.adapters.jwt_viewers import JwtViewers
     from meterline.adapters.secrets_dashboard import SecretDashboard
-    from meterline.catalog import load_meters
     from meterline.services.portal_sessions import OpenPortalSession
-    from meterline.services.set_limits import SetLimits
 
     wire, accounts_table = DynamoWire(), require(environment, "ACCOUNTS_TABLE")
     overviews = DynamoOverviews(wire, accounts_table)
@@ -456,11 +454,32 @@ def show_usage(
     return (
         _authenticate(wire, accounts_table),
         _read_dashboards(environment, wire, overviews, plans),
-        SetLimits(overviews, plans, load_meters()),
+        _set_limits(environment, wire, overviews, plans),
         OpenPortalSession(
             overviews,
             JwtViewers(SecretDashboard(require(environment, "DASHBOARD_SECRET_ID"))),
         ),
+    )
+
+
+def _set_limits(
+    environment: Environment, wire: DynamoWire, overviews: DynamoOverviews, plans: DynamoPlans
+) -> SetLimits:
+    from meterline.adapters.dynamodb_budgets import DynamoBudgets
+    from meterline.adapters.dynamodb_counters import DynamoCounters
+    from meterline.adapters.dynamodb_ledger import DynamoLedger
+    from meterline.catalog import load_meters
+    from meterline.services.measure_period import MeasurePeriod
+    from meterline.services.set_limits import SetLimits
+
+    totals_table = require(environment, "TOTALS_TABLE")
+    ledger = DynamoLedger(wire, require(environment, "EVENTS_TABLE"))
+    return SetLimits(
+        overviews,
+        DynamoBudgets(wire, totals_table),
+        plans,
+        load_meters(),
+        MeasurePeriod(DynamoCounters(wire, totals_table), ledger),
     )
 
 
@@ -558,7 +577,6 @@ def serve_dashboard(environment: Environment) -> Dashboard:
     from meterline.pages import Pages
     from meterline.pages.answers import PageAnswers
     from meterline.services.export_events import ExportEvents
-    from meterline.services.set_limits import SetLimits
     from meterline.services.sign_in import SignIn
     from meterline.services.trace_usage import InvoiceEvents
     from meterline.services.view_dashboard import ViewDashboard
@@ -576,7 +594,7 @@ def serve_dashboard(environment: Environment) -> Dashboard:
         ViewDashboard(
             overviews,
             _read_dashboards(environment, wire, overviews, plans),
-            SetLimits(overviews, plans, load_meters()),
+            _set_limits(environment, wire, overviews, plans),
             ExportEvents(ledger),
             InvoiceEvents(DynamoInvoiceChecks(wire, require(environment, "BOOKS_TABLE")), ledger),
             plans,

@@ -34,6 +34,7 @@ class LedgerServer:
         self.limit: Decimal | None = None
         self.held: dict[str, Decimal] = {}
         self.released: list[str] = []
+        self.release_bodies: list[Any] = []
         self.authorizations: list[dict[str, Any]] = []
         self.authorize_status: int | None = None
         ledger = self
@@ -67,6 +68,7 @@ class LedgerServer:
             self.reports.clear()
             self.held.clear()
             self.released.clear()
+            self.release_bodies.clear()
             self.authorizations.clear()
             self.latest = None
             self.limit = None
@@ -150,6 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
             name = self.path.split("/")[-2]
             with ledger.lock:
                 ledger.released.append(name)
+                ledger.release_bodies.append(json.loads(raw))
                 ledger.held.pop(name, None)
             self._send(200, {"released": True})
         else:

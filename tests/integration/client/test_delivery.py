@@ -270,6 +270,48 @@ def test_what_no_event_settles_is_given_back(world: World) -> None:
     assert world.ledger.released == ["auth_1"]
 
 
+def test_a_lease_is_closed_with_as_many_events_as_named_it(world: World) -> None:
+    client = world.openai()
+    with world.meter.authorized(lease=True, quantity="50"):
+        for _ in range(3):
+            measure_once(world)
+        with pytest.raises(ZeroDivisionError), world.meter.measure(quantity=1):
+            raise ZeroDivisionError
+        stream = client.chat.completions.create(
+            model="gpt-5-mini", messages=[{"role": "user", "content": "x"}], stream=True
+        )
+    assert world.ledger.released == [], "its stream is still open"
+    for _ in stream:
+        pass
+    assert world.meter.flush(10)
+    assert world.ledger.released == ["auth_1"]
+    assert world.ledger.release_bodies == [{"events": 4}]
+    assert len(world.ledger.read_events()) == 4
+
+
+def test_a_lease_that_nothing_was_spent_of_is_given_back_whole(world: World) -> None:
+    with world.meter.authorized(lease=True, quantity="50"):
+        pass
+    assert world.meter.flush(10)
+    assert world.ledger.release_bodies == [{}]
+
+
+def test_close_gives_back_what_blocks_still_hold(world: World) -> None:
+    lease = world.meter.authorized(lease=True, quantity="50")
+    lease.__enter__()
+    measure_once(world)
+    once = world.meter.authorized(quantity="5")
+    once.__enter__()
+    assert world.meter.close()
+    assert dict(zip(world.ledger.released, world.ledger.release_bodies, strict=True)) == {
+        "auth_1": {"events": 1},
+        "auth_2": {},
+    }
+    once.__exit__(None, None, None)
+    lease.__exit__(None, None, None)
+    assert len(world.ledger.released) == 2, "each once"
+
+
 def test_a_stream_that_outlives_its_block_still_settles_its_authorization(world: World) -> None:
     client = world.openai()
     with world.meter.authorized(quantity="50"):

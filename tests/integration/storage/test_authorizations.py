@@ -23,6 +23,7 @@ from meterline.catalog import load_meters
 from meterline.domain.authorizations import AuthorizationId
 from meterline.domain.limits import Limits, QuantityLimit
 from meterline.domain.projection import ProjectedEvent, plan_steps
+from meterline.errors import NotFoundError
 from meterline.services.authorize_usage import AuthorizeUsage, Decision, Request
 from meterline.services.measure_period import MeasurePeriod
 from tests.integration.storage.stores import Store
@@ -220,6 +221,34 @@ def test_a_lease_is_drawn_down_and_what_is_left_goes_back(world: World) -> None:
     assert world.state() == (3, 5, 1)
     world.count(*[("1", lease.authorization)] * 2)
     assert world.state() == (5, 5, 0)
+
+
+def test_a_lease_that_is_closed_goes_with_the_last_of_its_events(world: World) -> None:
+    world.limit(Decimal(10))
+    lease = world.ask("8", lease=True)
+    assert lease.authorization is not None
+    named = AuthorizationId.parse(lease.authorization)
+    world.count(("1", lease.authorization))
+    # Three events in all: two are on their way, and keep their room until they have come.
+    for _ in range(2):
+        assert world.authorize_usage.release(named, None, NOW, events=3).sub_units == 0
+    assert world.state() == (1, 8, 1)
+    world.count(("1", lease.authorization))
+    assert world.state() == (2, 8, 1)
+    world.count(("0.5", lease.authorization), ("1", None))
+    assert world.state() == (Decimal("3.5"), Decimal("3.5"), 0)
+    with pytest.raises(NotFoundError):
+        world.authorize_usage.release(named, None, NOW, events=3)
+
+
+def test_a_lease_whose_events_have_all_come_goes_when_it_is_closed(world: World) -> None:
+    world.limit(Decimal(10))
+    lease = world.ask("8", lease=True)
+    assert lease.authorization is not None
+    world.count(*[("1", lease.authorization)] * 2)
+    named = AuthorizationId.parse(lease.authorization)
+    assert world.authorize_usage.release(named, None, NOW, events=2).sub_units == 6_000
+    assert world.state() == (2, 2, 0)
 
 
 def test_a_new_period_starts_from_its_own_usage_and_keeps_what_is_held(world: World) -> None:

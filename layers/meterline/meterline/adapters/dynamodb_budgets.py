@@ -74,7 +74,7 @@ class DynamoBudgets:
         What is committed afterwards; None when a condition does not hold, and then nothing is
         held. One write unit per kilobyte of the budget, refused or not.
         """
-        return self._update(
+        changed = self._update(
             customer,
             meter,
             {
@@ -97,6 +97,7 @@ class DynamoBudgets:
                 },
             },
         )
+        return None if changed is None else int(changed["committed"]["N"])
 
     def give_back(self, customer: str, meter: str, holds: Mapping[str, Hold]) -> bool:
         """Take holds away that are still as they were read; False when one of them is not.
@@ -163,7 +164,9 @@ class DynamoBudgets:
         }
         return self._update(customer, meter, request) is not None
 
-    def _update(self, customer: str, meter: str, request: Mapping[str, Any]) -> int | None:
+    def _update(
+        self, customer: str, meter: str, request: Mapping[str, Any]
+    ) -> Mapping[str, Any] | None:
         try:
             answer = self._wire.call(
                 "UpdateItem",
@@ -178,7 +181,8 @@ class DynamoBudgets:
             if error.code == "ConditionalCheckFailedException":
                 return None
             raise
-        return int(answer["Attributes"]["committed"]["N"])
+        changed: Mapping[str, Any] = answer.get("Attributes", {})
+        return changed
 
 
 def count_action(

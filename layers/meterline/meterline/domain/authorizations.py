@@ -6,6 +6,7 @@ amounts are whole sub-units of the meter.
 What becomes of a hold:
 - the first event that names it settles it: the hold goes, what was really used counts;
 - a lease is drawn down instead, event by event, and stays until it is used up, released or expired;
+- a lease that is closed says how many events there will be: with the last of them the rest goes;
 - release and expiry give it back; whatever names it afterwards counts like an event without one;
 - an event that names an authorization of another customer or meter settles nothing, and counts.
 """
@@ -66,17 +67,29 @@ class Hold:
     sub_units: int
     expires_at_s: int
     is_lease: bool = False
+    drawn: int = 0
+    """Events that a lease was drawn down by."""
+    closes_at: int | None = None
+    """With so many events the rest of a lease goes; None while it is open."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all events of a closed lease have come."""
+        return self.closes_at is not None and self.drawn >= self.closes_at
 
     @property
     def text(self) -> str:
-        """The hold as it is kept: `<sub-units>:<expiry>`, with `:L` behind a lease."""
-        return f"{self.sub_units}:{self.expires_at_s}" + (":L" if self.is_lease else "")
+        """As it is kept: `<sub-units>:<expiry>`, of a lease `:L:<drawn>`, closed `:<events>`."""
+        text = f"{self.sub_units}:{self.expires_at_s}"
+        if self.is_lease:
+            text += f":L:{self.drawn}"
+        return text if self.closes_at is None else f"{text}:{self.closes_at}"
 
     @classmethod
     def parse(cls, text: str) -> Hold:
         """Read a hold written by `text`."""
         sub_units, expires_at_s, *kind = text.split(":")
-        return cls(int(sub_units), int(expires_at_s), kind == ["L"])
+        return cls(int(sub_units), int(expires_at_s), bool(kind), *map(int, kind[1:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +168,10 @@ def count_uses(budget: Budget, uses: Iterable[Use]) -> BudgetChange:
         if hold is None or use.serial is None:
             continue
         left = hold.sub_units - max(use.sub_units, 0) if hold.is_lease else 0
-        if left > 0:
+        rest = replace(hold, sub_units=left, drawn=hold.drawn + 1)
+        if left > 0 and not rest.is_over:
             given_back += hold.sub_units - left
-            open_holds[use.serial] = replace(hold, sub_units=left)
+            open_holds[use.serial] = rest
         else:
             given_back += hold.sub_units
             del open_holds[use.serial]

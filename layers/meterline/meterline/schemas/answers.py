@@ -144,6 +144,9 @@ class LimitsAnswer(BaseModel):
     stops_at_quantity: Annotated[
         Quantity | None, Field(description="The least of what stops billable usage.")
     ]
+    is_reached: Annotated[
+        bool, Field(description="As much is used already: from now on leave to spend is refused.")
+    ]
     changed_at: datetime | None
     changed_by: str | None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
@@ -68,12 +68,26 @@ class AuthorizationInput(BaseModel):
 
 
 class ReleaseInput(BaseModel):
-    """The body of a release. Of a lease, `unspent` is given back; all else, and a lease without
-    it, whole."""
+    """The body of a release. Of a lease, `unspent` is given back, or `events` closes it; all else,
+    and a lease with neither, whole."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     unspent: Quantity | None = None
+    events: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=1_000_000,
+            description="So many events name the lease in all. With the last its rest goes.",
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _take_one(self) -> Self:
+        if self.unspent is not None and self.events is not None:
+            raise ValueError("give unspent or events, not both")
+        return self
 
 
 class AuthorizationAnswer(BaseModel):

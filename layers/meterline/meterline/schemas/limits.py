@@ -78,8 +78,9 @@ def read_form(form: Mapping[str, str], plan: Plan) -> Limits:
     )
 
 
-def write_limits(limits: Limits, plan: Plan, meter: Meter) -> dict[str, Any]:
-    """The answer: what was set, and the quantities that it comes to on the plan as it is now."""
+def write_limits(limits: Limits, plan: Plan, meter: Meter, used: Decimal) -> dict[str, Any]:
+    """The answer: what was set, the quantities that it comes to on the plan as it is now, and
+    whether what is used has reached the stop."""
     stop = stop_quantity(limits, plan, meter)
     warn = limits.warn_at
     return {
@@ -88,6 +89,7 @@ def write_limits(limits: Limits, plan: Plan, meter: Meter) -> dict[str, Any]:
         "block_overage": limits.block_overage,
         "warns_at_quantity": str(most_quantity(warn, plan, meter)) if warn is not None else None,
         "stops_at_quantity": str(stop) if stop is not None else None,
+        "is_reached": stop is not None and used >= stop,
         "changed_at": format_time(limits.changed_at) if limits.changed_at is not None else None,
         "changed_by": limits.changed_by,
     }

@@ -123,7 +123,7 @@ _STATUS_WORDS = {
     401: "No API key, or one that is not known.",
     403: "The API key has not the scope that the call needs.",
     404: "There is no such thing.",
-    409: "It would take what another has.",
+    409: "The customer is not in a state for it; the code says why.",
     413: "Too much for one call.",
     415: "A body in a form that the call does not take.",
     422: "The body is not what the call takes.",
@@ -168,6 +168,7 @@ _LIMITS_ANSWER = {
     **_LIMITS,
     "warns_at_quantity": "3200.999",
     "stops_at_quantity": "5000",
+    "is_reached": False,
     "changed_at": "2026-11-22T07:30:00.000Z",
     "changed_by": "key backend",
 }
@@ -533,8 +534,8 @@ OPERATIONS: Final = (
         "/v1/authorizations/{id}/release",
         "releaseAuthorization",
         "Give an authorization back",
-        "Of a lease, `unspent` is given back, and the rest waits for its events; all else is given "
-        "back whole.",
+        "Of a lease, `unspent` is given back, and the rest waits for its events; or `events` says "
+        "how many there are in all, and the rest goes with the last. All else is given back whole.",
         200,
         ReleaseAnswer,
         {"released": "50"},
@@ -545,7 +546,9 @@ OPERATIONS: Final = (
         body={
             "application/json": {
                 "schema": _refer(ReleaseInput),
-                "examples": _examples(whole={}, rest_of_a_lease={"unspent": "120.5"}),
+                "examples": _examples(
+                    whole={}, rest_of_a_lease={"unspent": "120.5"}, end_of_a_lease={"events": 12}
+                ),
             }
         },
     ),
@@ -560,7 +563,7 @@ OPERATIONS: Final = (
         200,
         UsageReportAnswer,
         _USAGE_REPORT,
-        (*_AUTHENTICATION, "invalid_customer_id", "not_found", *_OURS),
+        (*_AUTHENTICATION, "invalid_customer_id", "not_found", "no_terms", *_OURS),
         Scope.ADMIN,
         parameters=(_CUSTOMER_ID,),
     ),
@@ -579,6 +582,7 @@ OPERATIONS: Final = (
             *_BODY,
             "invalid_customer_id",
             "not_found",
+            "no_terms",
             "invalid_body",
             "wrong_currency",
             "limit_out_of_range",
@@ -606,7 +610,7 @@ OPERATIONS: Final = (
         200,
         LimitsAnswer,
         _LIMITS_ANSWER,
-        (*_AUTHENTICATION, "invalid_customer_id", "not_found", *_OURS),
+        (*_AUTHENTICATION, "invalid_customer_id", "not_found", "no_terms", *_OURS),
         Scope.ADMIN,
         parameters=(_CUSTOMER_ID,),
     ),

@@ -54,7 +54,7 @@ def write_report(report: UsageReport) -> dict[str, Any]:
             }
             for each in report.users
         ],
-        "limits": write_limits(report.limits, plan, meter),
+        "limits": write_limits(report.limits, plan, meter, report.used),
         "billing": _write_facts(report.facts) if report.facts is not None else None,
     }
 

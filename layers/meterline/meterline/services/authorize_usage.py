@@ -139,30 +139,41 @@ class AuthorizeUsage:
         )
         return self._reserve(asked.customer, terms, limits, hold, meter.to_sub_units(stop), now)
 
-    def release(self, named: AuthorizationId, unspent: Decimal | None, now: datetime) -> Hold:
+    def release(
+        self,
+        named: AuthorizationId,
+        unspent: Decimal | None,
+        now: datetime,
+        *,
+        events: int | None = None,
+    ) -> Hold:
         """Give back what is held, or of a lease only `unspent`; what was given back.
 
         Raises `NotFoundError` for what is not held (any more), and `StorageUnavailableError`.
-        The rest of a lease stays held until its events have come, or it expires.
+        The rest of a lease stays held until its events have come, or it expires. With `events` it
+        is closed: so many events name it in all, and with the last of them its rest goes.
         """
         meter = self.meters[named.meter]
         where = (named.customer, named.meter)
-        tried: Hold | None = None
+        given: Hold | None = None
+        after: Hold | None = None
         for _ in range(_MAX_TRIES):
             hold = self._budgets.get(*where).holds.get(named.serial)
-            if hold is None and tried is not None:
-                return tried  # The answer to our own write was lost, or another's came first.
+            if given is not None and _is_done(hold, after):
+                return given  # The answer to our own write was lost, or another's came first.
             if hold is None or hold.expires_at_s <= now.timestamp():
                 raise NotFoundError("Nothing is held under this authorization any more.")
-            if unspent is None or not hold.is_lease:
-                tried = hold
-                if self._budgets.give_back(*where, {named.serial: hold}):
-                    return hold
-                continue
-            back = min(meter.to_sub_units(unspent), hold.sub_units)
-            left = replace(hold, sub_units=hold.sub_units - back)
-            if self._budgets.shrink(*where, named.serial, hold, left):
-                return replace(hold, sub_units=back)
+            closed = replace(hold, closes_at=events)
+            if not hold.is_lease or (closed.is_over if events is not None else unspent is None):
+                given, after = hold, None
+                is_written = self._budgets.give_back(*where, {named.serial: hold})
+            else:
+                back = 0 if unspent is None else min(meter.to_sub_units(unspent), hold.sub_units)
+                given = replace(hold, sub_units=back)
+                after = replace(closed, sub_units=hold.sub_units - back)
+                is_written = self._budgets.shrink(*where, named.serial, hold, after)
+            if is_written:
+                return given
         raise StorageUnavailableError(f"the budget of {named.customer} never stood still")
 
     def _reserve(
@@ -213,6 +224,13 @@ class AuthorizeUsage:
                 )
             # Room came free between the two reads: ask again.
         raise StorageUnavailableError(f"the budget of {customer} never stood still")
+
+
+def _is_done(hold: Hold | None, after: Hold | None) -> bool:
+    """Whether a hold is where a release was to bring it, or beyond: never is it done twice."""
+    if hold is None or after is None:
+        return hold is None
+    return hold.closes_at == after.closes_at and hold.sub_units <= after.sub_units
 
 
 def find_terms(

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from meterline.domain.limits import Limits, check_limits
 from meterline.domain.meters import Meter
 from meterline.domain.pricing import Plan
 from meterline.errors import NotFoundError
-from meterline.ports import Overviews, Plans
+from meterline.ports import Budgets, Overviews, Plans
 from meterline.services.show_usage import find_terms
+
+if TYPE_CHECKING:
+    from meterline.services.authorize_usage import Measure
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +26,26 @@ class SetLimitsResult:
     limits: Limits
     plan: Plan
     meter: Meter
+    used: Decimal
+    """Used and held in the period, as far as it is counted."""
 
 
 class SetLimits:
     """The job of `/v1/customers/{id}/limits`, and of the form on the page."""
 
-    def __init__(self, overviews: Overviews, plans: Plans, meters: Mapping[str, Meter]) -> None:
+    def __init__(
+        self,
+        overviews: Overviews,
+        budgets: Budgets,
+        plans: Plans,
+        meters: Mapping[str, Meter],
+        measure: Measure,
+    ) -> None:
         self._overviews = overviews
+        self._budgets = budgets
         self._plans = plans
         self._meters = meters
+        self._measure = measure
 
     def put(self, customer: str, limits: Limits, by: str, now: datetime) -> SetLimitsResult:
         """Make these the customer's limits; `NotFoundError` or `InvalidLimitError`."""
@@ -44,5 +60,9 @@ class SetLimits:
         overview = self._overviews.load(customer)
         if overview is None:
             raise NotFoundError(f"There is no customer {customer}.")
-        _, plan, meter, _ = find_terms(overview.account, self._plans, self._meters, now)
-        return SetLimitsResult(overview.limits, plan, meter)
+        period, plan, meter, _ = find_terms(overview.account, self._plans, self._meters, now)
+        budget = self._budgets.get(customer, meter.id)
+        used = budget.committed
+        if budget.period != period:
+            used = self._measure(customer, meter, period, now)
+        return SetLimitsResult(overview.limits, plan, meter, meter.from_sub_units(used))

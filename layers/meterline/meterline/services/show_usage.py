@@ -9,7 +9,7 @@ from decimal import Decimal
 
 from meterline.domain.customers import Account, Role, User
 from meterline.domain.forecast import HISTORY_DAYS, forecast_period
-from meterline.domain.limits import Limits
+from meterline.domain.limits import Limits, stop_quantity
 from meterline.domain.meters import Meter
 from meterline.domain.overviews import BillingFacts, Overview
 from meterline.domain.period_usage import (
@@ -29,8 +29,8 @@ from meterline.domain.periods import Period, calendar_month
 from meterline.domain.pricing import Plan, UnknownCurrencyError, price_usage, total_minor
 from meterline.domain.usage import MAX_AHEAD
 from meterline.errors import (
-    ConfigurationError,
     ForbiddenError,
+    InvalidRequestError,
     NotFoundError,
     StorageError,
     StorageUnavailableError,
@@ -126,6 +126,12 @@ class UsageReport:
     """Spans of the period whose events fit into one file each."""
     comparison_failure: str | None = None
     """Why no comparison could be asked for, if so."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether as much is used as a limit lets."""
+        stop = stop_quantity(self.limits, self.plan, self.meter)
+        return stop is not None and self.used >= stop
 
     @property
     def included(self) -> Decimal:
@@ -294,7 +300,7 @@ def find_terms(
 ) -> tuple[Period, Plan, Meter, bool]:
     """The period that runs, the plan that prices it, its meter, and whether usage is free in it.
 
-    Without a subscription the calendar month (UTC) counts. Raises `ConfigurationError` for a plan
+    Without a subscription the calendar month (UTC) counts. Raises `InvalidRequestError` for a plan
     that is not in the catalog, or not in the subscription's currency.
     """
     subscription = account.subscription
@@ -308,12 +314,14 @@ def find_terms(
     known = plans.at(period.start)
     plan = known.get(account.billed_plan) or known.get(account.customer.plan)
     if plan is None:
-        raise ConfigurationError(f"there is no plan {account.billed_plan}")
+        raise InvalidRequestError(
+            "no_terms", f"There is no plan {account.billed_plan}.", status=409
+        )
     if subscription is not None:
         try:
             plan = plan.in_currency(subscription.currency)
         except UnknownCurrencyError as error:
-            raise ConfigurationError(str(error)) from error
+            raise InvalidRequestError("no_terms", str(error), status=409) from error
     return period.clip(metered_since, None) or period, plan, meters[plan.meter], is_free
 
 
