@@ -7,6 +7,7 @@ what is compared is measured in turns, and medians are taken.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -225,7 +226,8 @@ def make_notes(took_s: float) -> list[str]:
 
 @contextmanager
 def running_sqs() -> Iterator[str]:
-    """The URL of an SQS of this process."""
+    """The URL of an SQS of this process, which does not log every call."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     try:
