@@ -394,11 +394,12 @@ def take_usage(findings: Findings, mix: str, meter: str, records: int) -> Usage:
     report_ms = duration_ms(whole["cpu_ms"] * _BATCH, report_mb, STORAGE_LATENCY_MS) / _BATCH
     shape = f"{mix}, {meter}"
     cpu_ms = findings.project["shapes"].get(shape, findings.project["shapes"][f"{mix}, credits"])
-    transactions = rest["projection_calls"]
+    transactions = rest["projection_transactions"]
+    other_calls = rest["projection_calls"] - transactions + rest["queue_calls"]
     project_ms = duration_ms(
         cpu_ms["cpu_ms"],
         project_mb,
-        transactions * TRANSACTION_LATENCY_MS + rest["queue_calls"] * STORAGE_LATENCY_MS,
+        transactions * TRANSACTION_LATENCY_MS + other_calls * STORAGE_LATENCY_MS,
     )
     emit_ms = (
         rest["calls_in_turn"] * BILLING_LATENCY_MS + rest["emission_calls"] * STORAGE_LATENCY_MS / 4

@@ -375,6 +375,7 @@ def measure_rest(path: Path, mix: Mix, meter: str, records: int) -> dict[str, fl
         "projection_write_units": units(totals, "write"),
         "projection_read_units": units(totals, "read"),
         "projection_calls": units(totals, "calls"),
+        "projection_transactions": totals["calls", "TransactWriteItems"] / EVENTS,
         "emission_write_units": units(emission, "write"),
         "emission_read_units": units(emission, "read"),
         "emission_calls": units(emission, "calls"),
