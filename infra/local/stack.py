@@ -44,6 +44,7 @@ _BATCH_ACTIONS = {
     "ReportUsageRole": "dynamodb:BatchExecuteStatement",
     "ProjectUsageRole": "sqs:SendMessageBatch",
     "EmitUsageRole": "sqs:ChangeMessageVisibilityBatch",
+    "ReconcileUsageRole": "sqs:SendMessageBatch",
     # Not a batch: the emulator asks for all identities where AWS asks for the sender's.
     "NotifyRole": "ses:SendEmail",
 }
