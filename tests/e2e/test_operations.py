@@ -51,23 +51,27 @@ def test_what_was_refused_is_listed_with_its_reason_and_billed_after_a_redrive(
     run: Run, api: Api, stripe_url: str
 ) -> None:
     customer = "operations_refused"
-    assert api.put_customer(customer).status == 200
-    at = datetime.now(UTC) - timedelta(minutes=5)
-    assert api.report(make_event("refused", customer, "2", at)).status == 202
+    billing_customer = make_customer(api, stripe_url, customer)
+    meters = StripeAccount(stripe_url, STRIPE_KEY).client.v1.billing.meters
+    [meter] = [each.id for each in meters.list().data if each.event_name == "meterline_outcomes"]
+    meters.deactivate(meter)
+    event = make_event("refused", customer, "2", datetime.now(UTC) - timedelta(minutes=5))
+    event["data"]["meter"] = "outcomes"
+    assert api.report(event).status == 202
 
     def listed() -> bool:
         lines = run("dead-letters", "list").stdout.splitlines()
-        return any(f"{customer}#credits\trefused" in line for line in lines)
+        return any(f"{customer}#outcomes\trefused" in line for line in lines)
 
     await_value(listed, True)
-    billing_customer = make_customer(api, stripe_url, customer)
-    told = run("dead-letters", "redrive", "--group", f"{customer}#credits", *WHY).stdout
+    meters.reactivate(meter)
+    told = run("dead-letters", "redrive", "--group", f"{customer}#outcomes", *WHY).stdout
     assert told == "1 moved, 0 left\n"
-    billed = BilledUsage(stripe_url, billing_customer, "meterline_credits")
-    await_value(billed.total, 2000)
+    billed = BilledUsage(stripe_url, billing_customer, "meterline_outcomes")
+    await_value(billed.total, 2)
     assert not listed()
     trail = run("books", "audit").stdout
-    assert f"ann\tredrive\t{customer}#credits\t1 moved, 0 left\ta test" in trail
+    assert f"ann\tredrive\t{customer}#outcomes\t1 moved, 0 left\ta test" in trail
 
 
 def test_an_event_is_taken_back_once_and_the_bill_follows(

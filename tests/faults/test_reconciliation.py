@@ -206,11 +206,16 @@ def test_what_was_refused_is_named_with_its_code_and_stays_on_record(around: Sur
     assert (explanation.sub_units, explanation.events) == (3000, 2)
     assert books.diverges
     assert [each.key.hour for each in scene.auditor.open_findings()] == [difference.key.hour]
-    # The operator mends the cause and has it tried again: the finding closes by itself.
+    assert not world.dead.messages
+    # Somebody bills the customer from now on: the rest goes by itself.
     around.store.accounts(around.wire).put_customer(
         world.customer, {"billing_customer": world.billing_customer}, START
     )
-    world.redrive()
+    scene.settle()
+    books = scene.auditor.look()
+    assert books.agrees
+    assert books.billed_sub_units == 3000
+    world.clock.move(2 * DAY_S)
     scene.settle()
     assert scene.auditor.look().agrees
     assert not scene.auditor.open_findings()
@@ -353,6 +358,12 @@ def test_a_refused_hour_says_why(around: Surroundings) -> None:
     [difference] = scene.auditor.look("tokens").differences
     [explanation] = difference.explanations
     assert (explanation.cause, explanation.reason) == (Cause.REFUSED, "no_billing_customer")
+    assert not world.dead.messages
+    around.store.accounts(around.wire).put_customer(
+        world.customer, {"billing_customer": world.billing_customer}, START
+    )
+    scene.settle()
+    assert scene.auditor.look("tokens").agrees
 
 
 def test_an_older_difference_is_found_by_its_sum(scene: Scene) -> None:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from meterline.domain.emission import (
+    Billability,
+    BillableUsage,
+    BillingLimits,
+    NotBilled,
+    RefusalCode,
+    SendOutcome,
+)
+from meterline.ports import BillingLayer
+from meterline.services.emit_usage import EmitUsage
 from tests.faults.whole_path import METER_EVENTS, Surroundings, World
 
 MORE_THAN_A_DAY_S = 26 * 3600
@@ -16,13 +27,55 @@ def start() -> datetime:
     return datetime.now(UTC).replace(minute=30, second=0, microsecond=0) - timedelta(hours=1)
 
 
-def make_world(around: Surroundings, start: datetime, *, subscribed: bool = True) -> World:
-    world = World(around, start, subscribed=subscribed)
+def make_world(around: Surroundings, start: datetime) -> World:
+    world = World(around, start)
+    report_all(world)
+    return world
+
+
+def report_all(world: World) -> None:
+    """Events of both modes, which the client is to report."""
     for number in range(4):
         world.make_event(f"c{number}", "credits", 10 + number)
         world.make_event(f"t{number}", "tokens", 1000 + number)
     world.unanswered.append(list(world.sent.values()))
-    return world
+
+
+class WorldOfGoneCustomer(World):
+    """Its customer's id at Stripe is that of somebody who was deleted there."""
+
+    is_gone = True
+
+    def emitter(self) -> EmitUsage:
+        job = super().emitter()
+        job.billing = GoneCustomer(job.billing) if self.is_gone else job.billing
+        job.customers = AnyId() if self.is_gone else job.customers
+        return job
+
+
+@dataclass
+class AnyId:
+    """Every customer has an id."""
+
+    def billing_customer(self, customer: str) -> str | None:
+        return f"cus_gone_{customer}"
+
+
+@dataclass
+class GoneCustomer:
+    """A billing layer that knows nobody."""
+
+    inner: BillingLayer
+
+    @property
+    def limits(self) -> BillingLimits:
+        return self.inner.limits
+
+    def send(self, usage: BillableUsage) -> SendOutcome:
+        raise AssertionError(f"{usage.billing_customer} is not billed")
+
+    def billable_from(self, billing_customer: str) -> Billability:
+        return NotBilled(RefusalCode.UNKNOWN_CUSTOMER, f"No such customer: {billing_customer}")
 
 
 def redrive_later(world: World, *, times: int = 1) -> None:
@@ -58,7 +111,8 @@ def test_after_a_day_stripe_would_count_a_repeated_identifier_again(
 def test_refused_events_are_billed_once_when_they_are_redriven_after_a_day(
     around: Surroundings, start: datetime
 ) -> None:
-    world = make_world(around, start, subscribed=False)
+    world = WorldOfGoneCustomer(around, start, subscribed=False)
+    report_all(world)
     world.drain()
     books = world.check()
     assert (books.billed, books.listed) == (0, {"refused": 5})
@@ -68,6 +122,7 @@ def test_refused_events_are_billed_once_when_they_are_redriven_after_a_day(
     assert world.check().listed == {"refused": 5}
 
     # Somebody mends what was wrong.
+    world.is_gone = False
     world.billing_customer = around.subscribe(world.customer, world.clock.now())
     around.store.accounts().put_customer(
         world.customer, {"billing_customer": world.billing_customer}, world.clock.now()

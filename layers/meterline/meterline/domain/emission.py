@@ -159,6 +159,11 @@ class RefusalCode(StrEnum):
     UNKNOWN_METER = "unknown_meter"
 
 
+WAITING = frozenset({RefusalCode.NO_BILLING_CUSTOMER, RefusalCode.NO_SUBSCRIPTION})
+"""Nothing is wrong with the usage, nobody bills the customer yet: it stays listed, and is sent by
+reconciliation once somebody does. There is nothing in it for the dead-letter queue."""
+
+
 @dataclass(frozen=True, slots=True)
 class BillingLimits:
     """What a billing layer takes, whatever the event says."""

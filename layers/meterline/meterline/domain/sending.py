@@ -75,7 +75,7 @@ class BatchSending:
     """Entry to seconds since the epoch: the first send of it that may have been applied."""
     intent: Intent | None = None
     parks: int = 0
-    """How many times its message was parked in the dead-letter queue."""
+    """How many times it was set aside with open problems."""
     done: bool = False
 
     @classmethod

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from math import ceil
 
 from meterline.domain.emission import (
+    WAITING,
     BatchDue,
     BillableFrom,
     BillableUsage,
@@ -478,12 +479,14 @@ class _BatchRun:
                 self._save(self._sending)
             refused = self._sending.progress.count(Progress.REFUSED)
             unknown = self._sending.progress.count(Progress.UNKNOWN)
-            self._job.inbox.park(
-                self._due,
-                dedupe=f"{self._due.batch}:{self._sending.parks}",
-                code=Lapse.REFUSED if refused else Lapse.UNKNOWN,
-                message=f"{refused} refused, {unknown} unknown, of {len(self._batch.entries)}",
-            )
+            waits = isinstance(self._billable, NotBilled) and self._billable.code in WAITING
+            if unknown or not waits:
+                self._job.inbox.park(
+                    self._due,
+                    dedupe=f"{self._due.batch}:{self._sending.parks}",
+                    code=Lapse.REFUSED if refused else Lapse.UNKNOWN,
+                    message=f"{refused} refused, {unknown} unknown, of {len(self._batch.entries)}",
+                )
             self._job.store.keep_batch(self._due)
             self._sending = replace(self._sending, parks=self._sending.parks + 1)
         elif self._sending.parks:
@@ -629,7 +632,7 @@ class _HourRun:
             return False
         self._run.count_lapse(kind, str(code))
         self._save(replace(self._sending, lapse=f"parking:{lapse}"), [problem])
-        if kind is not Lapse.LATE:
+        if kind is Lapse.UNKNOWN or (kind is Lapse.REFUSED and code not in WAITING):
             self._job.inbox.park(
                 self._due,
                 dedupe=f"{self._name()}:{self._sending.parks}",

@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from meterline.domain.dropped import DroppedUsage
-from meterline.domain.emission import BatchDue, HourDue, Lapse, Problem
+from meterline.domain.emission import WAITING, BatchDue, HourDue, Lapse, Problem
 from meterline.domain.measuring import HOUR, HourTotal, floor_hour
 from meterline.domain.meters import EmissionMode, Meter
 from meterline.domain.projection import RECOUNT_AGE_S
@@ -74,6 +74,8 @@ class Repair(StrEnum):
     TOTAL_SENT_AGAIN = "total_sent_again"
     RECOUNTED = "recounted"
     """What the stream had lost was counted from the ledger."""
+    TRIED_AGAIN = "tried_again"
+    """What was refused because nobody billed the customer, now that somebody does."""
     TAKEN_BACK = "taken_back"
     """What the billing layer dropped counts as refused now, and lies in the dead-letter queue."""
 
@@ -355,12 +357,38 @@ class ReconcileUsage:
             # The emitter knows what of it was sent: a message more does no harm.
             self._queue.send(list(stuck), renewal=f"reconciled:{now:%Y-%m-%dT%H:%M}")
         repaired = [Repaired(Repair.HANDED_OVER, due.batch, count) for due, count in stuck.items()]
+        repaired += self._try_again(
+            difference.key, [each for each in entries if each.progress is Progress.REFUSED], now
+        )
         missing = [each for each in entries if each.entry.identifier in dropped]
         # The report names it and the summary has it not: both must say so.
         if missing and difference.missing_sub_units >= sum(
             each.entry.sub_units for each in missing
         ):
             repaired += self._take_back(missing, dropped, now)
+        return repaired
+
+    def _try_again(
+        self, key: HourKey, refused: Sequence[SentEntry], now: datetime
+    ) -> list[Repaired]:
+        names = [each.entry.identifier for each in refused]
+        reasons = self._records.reasons_of(key.customer, key.meter, names) if names else {}
+        waiting = [each for each in refused if reasons.get(each.entry.identifier) in WAITING]
+        repaired = []
+        for due in {each.due for each in waiting}:
+            indexes = [each.index for each in waiting if each.due == due]
+            _batch, sending = self._store.load_batch(due)
+            if sending is None or not sending.done:
+                continue  # The emitter is at it.
+            for index in indexes:
+                sending = sending.settle(index, Progress.PENDING)
+            try:
+                self._store.save_batch(due, replace(sending, done=False), opened=(), now=now)
+            except SupersededError:
+                continue
+            # If this is lost, the batch is one that nobody works off.
+            self._queue.send([due], renewal=f"reconciled:{now:%Y-%m-%dT%H:%M}")
+            repaired.append(Repaired(Repair.TRIED_AGAIN, due.batch, len(indexes)))
         return repaired
 
     def _take_back(
@@ -422,6 +450,9 @@ class ReconcileUsage:
                 kind, code = sending.lapse.removeprefix("parking:").split(":")[:2]
                 told = Explanation(Cause(kind), local - billed, 0, code)
                 differences.append(Difference(key, local, billed, (told,)))
+                if repair and code in WAITING:
+                    self._queue.send([due], renewal=f"reconciled:{now:%Y-%m-%dT%H:%M}")
+                    repaired.append(Repaired(Repair.TRIED_AGAIN, f"{hour:%Y-%m-%dT%H}", 0))
                 continue
             if not local and sending.sent_sub_units is None:
                 told = Explanation(Cause.FOREIGN, -billed, 0)
