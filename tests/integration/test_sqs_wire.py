@@ -66,6 +66,20 @@ def test_dues_reach_the_queue_in_their_customers_group_and_once(url: str) -> Non
     ]
 
 
+def test_a_repair_is_not_taken_for_the_projections_own_message(url: str) -> None:
+    queue = Queue(url, "repaired.fifo")
+    due = BatchDue("acme", "credits", "b1")
+    sender = SqsEmissionQueue(queue.url, session=Session())
+    for renewal in ("step-1", "step-1", "reconciled:2026-11-22T10:00"):
+        sender.send([due], renewal=renewal)
+    # A receive gives no second message of a group whose first is in flight.
+    found = 0
+    while told := queue.sqs.receive_message(QueueUrl=queue.url).get("Messages"):
+        found += len(told)
+        queue.sqs.delete_message(QueueUrl=queue.url, ReceiptHandle=told[0]["ReceiptHandle"])
+    assert found == 2
+
+
 def test_a_notice_a_comparison_and_a_dead_letter_reach_their_queues(url: str) -> None:
     notices, comparisons, dead = (
         Queue(url, name) for name in ("notices", "comparisons.fifo", "dead-letters")

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from meterline.adapters.dynamodb_wire import back_off_s
 from meterline.adapters.partition_keys import partition_key
 from meterline.adapters.sqs_wire import SqsWire
-from meterline.domain.emission import BatchDue, EmissionDue
+from meterline.domain.emission import EmissionDue
 from meterline.errors import StorageUnavailableError
 from meterline.schemas.dues import encode_due
 
@@ -42,8 +42,8 @@ class SqsEmissionQueue:
     def send(self, dues: Sequence[EmissionDue], *, renewal: str = "") -> None:
         """Hand over; returns only when the queue has all of them.
 
-        The same hand-over within five minutes is one message: SQS drops what repeats a
-        deduplication id. An hour's total changes with every step, so its id has the `renewal`.
+        The same hand-over with the same `renewal` within five minutes is one message: SQS drops
+        what repeats a deduplication id. A projection's renewal is its step, a repair's its minute.
         Raises `StorageUnavailableError`.
         """
         for start in range(0, len(dues), _MESSAGES_PER_CALL):
@@ -68,12 +68,11 @@ class SqsEmissionQueue:
 
 def _entry(place: str, due: EmissionDue, renewal: str) -> SendMessageBatchRequestEntryTypeDef:
     body = encode_due(due)
-    name = body if isinstance(due, BatchDue) else body + renewal
     return {
         "Id": place,
         "MessageBody": body,
         "MessageGroupId": partition_key(due.customer, due.meter),
-        "MessageDeduplicationId": sha256(name.encode()).hexdigest(),
+        "MessageDeduplicationId": sha256((body + renewal).encode()).hexdigest(),
     }
 
 
