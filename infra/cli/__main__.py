@@ -6,8 +6,12 @@ To add one: write `infra/cli/<name>.py` and put its name into COMMANDS.
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import click
+from botocore.exceptions import BotoCoreError, ClientError
+
+from meterline.errors import MeterlineError
 
 COMMANDS = (
     "advise",
@@ -24,7 +28,17 @@ COMMANDS = (
 
 
 class _Commands(click.Group):
-    """Loads a command's module only when it is asked for."""
+    """Loads a command's module only when it is asked for.
+
+    What goes wrong at AWS or Stripe, and what no command has words for, is told in one line, with
+    status 1.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (MeterlineError, BotoCoreError, ClientError) as error:
+            raise click.ClickException(str(error) or type(error).__name__) from error
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)

@@ -38,7 +38,7 @@ from meterline.adapters.dynamodb_catalog import DynamoPlans, DynamoRateCards
 from meterline.adapters.dynamodb_ledger import DynamoLedger
 from meterline.adapters.dynamodb_totals import DynamoTotals
 from meterline.adapters.dynamodb_wire import DynamoWire
-from meterline.catalog import InvalidCatalogError, load_meters, load_plans, read_plans
+from meterline.catalog import InvalidCatalogError, load_meters, load_plans, read_plans_text
 from meterline.catalog.rate_cards import load_rate_card, read_rate_card
 from meterline.domain.currencies import to_main_unit
 from meterline.domain.measuring import floor_hour
@@ -69,7 +69,13 @@ _source_options = (
     click.option("--provider", help="For a CSV without that column."),
     click.option("--model", help="For a CSV without that column."),
     click.option("--customer", multiple=True, help="Only these customers of the ledger."),
-    click.option("--days", default=90, show_default=True, help="How far the ledger is read back."),
+    click.option(
+        "--days",
+        type=click.IntRange(1, 3650),
+        default=90,
+        show_default=True,
+        help="How far the ledger is read back.",
+    ),
     click.option("--plans", type=_file, help="Plans file; the stack's plans without it."),
     click.option("--plan", "plan_id", default="pro", show_default=True, help="The plan."),
     click.option("--rate-card", type=_file, help="Rate card; the stack's own without it."),
@@ -323,7 +329,7 @@ class OperatorCatalog:
     def _find_plans(self, path: Path | None) -> Mapping[str, Plan]:
         if path is not None:
             try:
-                return read_plans(path, load_meters())
+                return read_plans_text(path.read_text("utf-8"), load_meters())
             except InvalidCatalogError as error:
                 raise click.ClickException(f"{path.name}: {error}") from error
         return load_plans() if self._place is None else DynamoPlans(*self._place).at(self._now)

@@ -38,7 +38,13 @@ def command() -> None:
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--provider", default="openai", show_default=True, help="Of rows that name none.")
 @click.option("--model", default="gpt-4o", show_default=True, help="Of rows that name none.")
-@click.option("--days", default=60, show_default=True, help="Of the ledger, up to now.")
+@click.option(
+    "--days",
+    type=click.IntRange(1, 3650),
+    default=60,
+    show_default=True,
+    help="Of the ledger, up to now.",
+)
 @click.option("--meter", "meter_id", default="credits", show_default=True)
 @click.argument("customers", nargs=-1)
 @stack_option

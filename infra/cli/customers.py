@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import click
 import stripe
@@ -13,7 +12,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from infra.cli.stack_access import open_stack, stack_option
-from infra.cli.stripe_access import access_stripe, open_client, read_key
+from infra.cli.stripe_access import (
+    access_stripe,
+    describe_error,
+    open_client,
+    read_key,
+    stripe_options,
+)
 from meterline.adapters.dynamodb_accounts import DynamoAccounts
 from meterline.adapters.dynamodb_catalog import DynamoPlans
 from meterline.adapters.dynamodb_ledger import DynamoLedger
@@ -28,21 +33,6 @@ from meterline.services.preview_invoice import NothingToBillError, PreviewInvoic
 from meterline.services.sync_subscriptions import SyncSubscriptions
 
 _PAGE = 100
-
-
-def _stripe_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    options = (
-        click.option("--stripe-url", help="Another server that speaks Stripe's API."),
-        click.option(
-            "--key-file",
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="Holds the key; otherwise STRIPE_API_KEY.",
-        ),
-        click.option("--live", is_flag=True, help="Needed with a live key."),
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
 
 
 @click.group("customers")
@@ -68,7 +58,7 @@ def list_customers(stack_name: str) -> None:
 
 
 @command.command("sync")
-@_stripe_options
+@stripe_options
 @click.argument("ids", nargs=-1)
 @stack_option
 def sync(
@@ -106,7 +96,7 @@ def sync(
 
 
 @command.command("preview")
-@_stripe_options
+@stripe_options
 @click.argument("customer")
 @stack_option
 def preview(
@@ -134,7 +124,7 @@ def preview(
             {"subscription": account.subscription.id}
         )
     except stripe.StripeError as error:
-        raise click.ClickException(f"Stripe: {error.user_message or error}") from error
+        raise click.ClickException(describe_error(error)) from error
     currency = account.subscription.currency
     click.echo(
         f"{customer}: {ours.quantity:,f} {ours.plan.meter} since "

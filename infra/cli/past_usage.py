@@ -78,7 +78,8 @@ def read_entries(entries: Iterable[LedgerEntry]) -> Iterator[PastEvent]:
 
 def read_csv(path: Path, defaults: CsvDefaults, gaps: Gaps) -> Iterator[PastEvent]:
     """The rows of a file; one that cannot be read is set aside with its reason."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    # A byte that is not UTF-8 spoils its own row alone.
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         for row in csv.DictReader(file):
             try:
                 yield _read_row(row, defaults)

@@ -32,7 +32,7 @@ from infra.cli.move_subscriptions import (
     find_prices,
     move_subscriptions,
 )
-from infra.cli.stripe_access import open_client, read_key
+from infra.cli.stripe_access import describe_error, open_client, read_key, stripe_options
 from meterline.catalog import (
     CATALOG_DIR,
     InvalidCatalogError,
@@ -62,9 +62,7 @@ _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command("setup")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print ids and changes as JSON.")
-@click.option("--stripe-url", help="Another server that speaks Stripe's API, e.g. a local one.")
-@click.option("--key-file", type=_file, help="Holds the key; otherwise STRIPE_API_KEY.")
-@click.option("--live", is_flag=True, help="Needed with a live key.")
+@stripe_options
 @click.option("--meters", type=_file, default=CATALOG_DIR / "meters.toml", help="Meters file.")
 @click.option("--plans", type=_file, default=CATALOG_DIR / "plans.toml", help="Plans file.")
 @click.option(
@@ -148,7 +146,7 @@ def command(
     except (SetupRefusedError, InvalidCatalogError) as error:
         raise click.ClickException(str(error)) from error
     except stripe.StripeError as error:
-        raise click.ClickException(f"Stripe: {error.user_message or error}") from error
+        raise click.ClickException(describe_error(error)) from error
     changed = sum(change.action is not Action.KEEP for change in changes)
     out.print(f"{changed} change{'' if changed == 1 else 's'}{' to make' if dry_run else ' made'}")
     if as_json:

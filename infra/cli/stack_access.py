@@ -43,7 +43,11 @@ def open_stack(stack_name: str) -> Stack:
     """Look the stack up. Raises `click.ClickException` with AWS's reason."""
     try:
         described = boto3.client("cloudformation").describe_stacks(StackName=stack_name)
-    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+    except (
+        botocore.exceptions.BotoCoreError,
+        botocore.exceptions.ClientError,
+        ValueError,  # That is how botocore refuses an AWS_ENDPOINT_URL that is no address.
+    ) as error:
         raise click.ClickException(f"stack {stack_name}: {error}") from error
     [stack] = described["Stacks"]
     return Stack(

@@ -37,6 +37,13 @@ def read_key(key_file: Path | None, *, live: bool) -> str:
     return key
 
 
+def describe_error(error: stripe.StripeError) -> str:
+    """What Stripe said, or why it could not be asked, in one line."""
+    # Without an answer its own words are where to write to; the cause has the address.
+    words = error.user_message if error.http_status or not error.__cause__ else error.__cause__
+    return " ".join(f"Stripe: {words or error}".split())
+
+
 def access_stripe(key: str, stripe_url: str | None) -> StripeAccess:
     """The way to Stripe, or to another server that speaks its API."""
     return StripeAccess(lambda: key, api_base=stripe_url, timeout_s=30.0)
