@@ -482,6 +482,41 @@ def test_every_private_answer_forbids_what_it_does_not_need(api: Api, birch: See
     assert "SameSite=Lax" in told_cookie
 
 
+def test_a_free_customer_is_stopped_at_its_quota_and_told_so(
+    api: Api, stack: LocalStack, browser: Browser
+) -> None:
+    customer = "dash-free"
+    assert api.put_customer(customer, name="Tried & Free", plan="free").status == 200
+    with look(browser, link(api, customer)) as looked:
+        looked.save("first-look-1440")
+        assert looked.number("used") == "0"
+        assert looked.complaints == []
+        assert looked.find_violations() == []
+    now = datetime.now(UTC)
+    [event] = make_events(customer, [now - timedelta(minutes=1)], Random(3), ["u_1"])
+    event["data"]["quantity"] = "99.5"
+    assert api.report(event).told["accepted"] == 1
+    await_value(lambda: count_events(stack, customer), 1)
+
+    def ask(quantity: str) -> dict[str, Any]:
+        body = {"customer": customer, "estimate": {"quantity": quantity}}
+        sent = json.dumps(body).encode()
+        told = api.call("POST", "/v1/authorizations", key=api.usage_key, body=sent).told
+        assert isinstance(told, dict)
+        return told
+
+    refused = ask("0.501")
+    assert (refused["decision"], refused["code"]) == ("deny", "overage_blocked")
+    assert "Change your plan to continue" in refused["message"]
+    assert ask("0.5")["decision"] == "allow"
+    with look(browser, link(api, customer), width=375, scheme="dark") as looked:
+        looked.save("free-375-dark")
+        assert looked.number("stops-at") == "100 credits, the included quota"
+        assert looked.page.is_disabled("#block_overage")
+        assert looked.number("cost") == "$0.00"
+        check_readable(looked, api, 375)
+
+
 def test_pricing_has_the_plans_terms_on_one_screen(api: Api, browser: Browser) -> None:
     with look(browser, f"{api.url}/pricing") as looked:
         text = looked.page.inner_text("main")

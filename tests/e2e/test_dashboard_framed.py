@@ -76,7 +76,7 @@ class Sites:
                 shown = parse_qs(urlsplit(self.path).query).get("show", [""])[0]
                 body = (
                     '<!doctype html><html lang="en"><title>App</title><h1>The app</h1>'
-                    '<iframe title="Usage" style="width:100%;height:2000px;border:0" '
+                    '<iframe title="Usage" style="width:100%;height:780px;border:0" '
                     f'src="{escape(shown)}"></iframe>'
                 ).encode()
                 self._answer(200, {"Content-Type": "text/html; charset=utf-8"}, body)
@@ -168,6 +168,7 @@ def test_a_page_of_the_app_shows_the_dashboard_and_its_controls_act(world: World
         frame = looked.page.frame_locator("iframe")
         frame.locator("h1", has_text="Framed Acme · Usage").wait_for()
         assert frame.locator('[data-number="included"]').inner_text() == "1,000"
+        looked.save("framed-1440")
         [cookie] = looked.page.context.cookies()
         assert cookie["name"] == "__Host-meterline_session"
         assert (cookie["secure"], cookie["httpOnly"], cookie["sameSite"]) == (True, True, "None")
@@ -176,7 +177,6 @@ def test_a_page_of_the_app_shows_the_dashboard_and_its_controls_act(world: World
         frame.get_by_text("Save limits").click()
         frame.locator("[role=status]").wait_for()
         assert frame.locator("#stop_at").input_value() == "70.00"
-        looked.save("framed-1440")
         assert not looked.complaints
     told = world.api.call("GET", f"/v1/customers/{CUSTOMER}/limits", key=world.api.admin_key).told
     assert told["stop_at"] == {"amount_minor": 7000, "currency": "usd"}
