@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,6 +27,13 @@ def find_events(lines: Iterable[str]) -> Iterator[str]:
                 yield json.dumps(event, separators=(",", ":"))
 
 
+def _find_file(name: str) -> Path:
+    path = Path(name)
+    if name != "-" and (path.is_dir() or not os.access(path, os.R_OK)):
+        raise argparse.ArgumentTypeError(f"{name} is no file that can be read")
+    return path
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the METERLINE_ variables say where to. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m meterline_client", description=__doc__)
@@ -34,14 +42,20 @@ def main(arguments: list[str] | None = None) -> int:
     replay = commands.add_parser(
         "replay", help="deliver the events found in logs or in rejected.jsonl"
     )
-    replay.add_argument("files", nargs="+", type=Path, help="files to read; - is standard input")
+    replay.add_argument(
+        "files", nargs="+", type=_find_file, help="files to read; - is standard input"
+    )
     for command in (deliver, replay):
         command.add_argument("--timeout", type=int, default=60, help="seconds to keep trying")
     options = parser.parse_args(arguments)
+    try:
+        settings = MeterSettings.from_environment()
+    except KeyError as missing:
+        parser.error(f"{missing.args[0]} is not set in the environment")
     found = 0
-    with Meter(MeterSettings.from_environment()) as meter:
+    with Meter(settings) as meter:
         for path in getattr(options, "files", ()):
-            text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+            text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8", "replace")
             for event in find_events(text.splitlines()):
                 meter.keep_line(event.encode() + b"\n")
                 found += 1

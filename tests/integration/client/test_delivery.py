@@ -174,6 +174,30 @@ def test_rejected_events_are_replayed_once_their_customer_is_known(
     assert [event["subject"] for event in world.ledger.read_events()] == ["globex"]
 
 
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [("METERLINE_SPOOL", "METERLINE_SPOOL is not set"), ("function.log", "no file that can be")],
+)
+def test_what_the_command_lacks_is_said_and_not_a_traceback(
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    missing: str,
+    told: str,
+) -> None:
+    set_environment(world, tmp_path / "spool", monkeypatch)
+    (tmp_path / "function.log").touch()
+    if missing == "function.log":
+        (tmp_path / missing).unlink()
+    else:
+        monkeypatch.delenv(missing)
+    with pytest.raises(SystemExit) as ended:
+        main(["replay", str(tmp_path / "function.log")])
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
+
+
 def test_a_full_disk_holds_events_in_memory_and_says_so(world: World) -> None:
     full = threading.Event()
 
