@@ -517,8 +517,9 @@ def _simulate_all(seeds: Sequence[int], customers: int, rows: Queue[Row | None])
     """One job: its seeds one after the other, and a None when it is through."""
     # Ctrl-C reaches every job by itself; what it started ends with it.
     with suppress(KeyboardInterrupt):
-        with run_dynamodb_local() as url, prepare_ground(url) as ground:
-            for seed in seeds:
+        for seed in seeds:
+            # DynamoDB Local gets slower from seed to seed, so each has its own.
+            with run_dynamodb_local() as url, prepare_ground(url) as ground:
                 rows.put(simulate(ground, seed, customers, is_told=True))
         rows.put(None)
 

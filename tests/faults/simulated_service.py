@@ -501,11 +501,3 @@ def open_service(ground: Ground, clock: Clock, dice: random.Random) -> Iterator[
         wire = SwitchedWire(store.wire(), proxied)
         sqs = SwitchedSqs(connect_sqs(ground.queue_url), connect_sqs(ground.sqs.url))
         yield Service(store, local, clock, wire, sqs, ground.queues, dice)
-        # They are held in memory, seed after seed.
-        _drop_tables(store)
-
-
-def _drop_tables(store: Store) -> None:
-    client = store.client()
-    for name in vars(store.tables).values():
-        client.delete_table(TableName=name)

@@ -184,8 +184,9 @@ def decide_entry(
     lapse = find_lapse(entry.at_s, entry.sub_units, limits=limits, billable=billable, now_s=now_s)
     if lapse is not None:
         return give_up(entry, *lapse, unanswered_at_s=unanswered_at_s)
-    if entry.at_s > now_s + limits.max_ahead_s:
-        return Wait(entry.at_s - limits.max_ahead_s)
+    if entry.at_s > now_s:
+        # Its period can still end before that, and then it would be taken and be on no invoice.
+        return Wait(entry.at_s)
     return Send()
 
 
