@@ -23,7 +23,10 @@ class Settlement:
         }
 
     def count_open(self, accepted: int) -> int:
-        """Of `accepted` events, those neither billed nor listed with a reason why not."""
+        """Of `accepted` events, those neither billed nor listed with a reason why not.
+
+        There may be more than those: whoever reports to the same stack must not be waited for.
+        """
         counted = 0
         open_hours: dict[tuple[str, str], int] = {}
         for item in self._scan(self._totals):
@@ -47,7 +50,7 @@ class Settlement:
                 place = (pk, item["sk"]["S"])
                 if open_hours.get(place) == int(item["sent_sub_units"]["S"]):
                     del open_hours[place]
-        return accepted - counted + sum(pending.values()) + len(open_hours)
+        return max(0, accepted - counted) + sum(pending.values()) + len(open_hours)
 
     def count_listed(self) -> Mapping[tuple[str, str], Counter[str]]:
         """Events that could not be billed: by customer and meter, then by kind and reason."""
