@@ -149,7 +149,13 @@ def metric(
 @command.command("quota")
 @click.option("--percentile", type=click.IntRange(1, 100), default=95, show_default=True)
 @click.option("--days", type=click.IntRange(30, 730), default=90, show_default=True)
-@click.option("--meter", "meter_id", default="credits", show_default=True)
+@click.option(
+    "--meter",
+    "meter_id",
+    type=click.Choice([*load_meters()]),
+    default="credits",
+    show_default=True,
+)
 @stack_option
 def quota(stack_name: str, percentile: int, days: int, meter_id: str) -> None:
     """The included quota that covers most customers, each by its highest 30 days."""
@@ -157,9 +163,7 @@ def quota(stack_name: str, percentile: int, days: int, meter_id: str) -> None:
     wire = stack.wire()
     accounts = DynamoAccounts(wire, stack.table("Accounts"))
     totals = DynamoTotals(wire, stack.table("Totals"), stack.table("Emissions"))
-    meter = load_meters().get(meter_id)
-    if meter is None:
-        raise click.UsageError(f"there is no meter {meter_id}: {', '.join(load_meters())}")
+    meter = load_meters()[meter_id]
     end = floor_hour(datetime.now(UTC)) + timedelta(hours=1)
     windows = [
         (end - timedelta(days=30 * (place + 1)), end - timedelta(days=30 * place))

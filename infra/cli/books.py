@@ -127,10 +127,12 @@ def recount(
 
     Events of the last two hours are left to the stream.
     """
-    stack, wire = _open(stack_name)
-    trail = Trail(stack, wire, actor, reason)
     now = datetime.now(UTC)
     span = (start.replace(tzinfo=UTC), end.replace(tzinfo=UTC) if end else now)
+    if span[0] >= span[1]:
+        raise click.UsageError("--from must be before --to, and before now")
+    stack, wire = _open(stack_name)
+    trail = Trail(stack, wire, actor, reason)
     job = make_recount(
         wire,
         events_table=stack.table("Events"),
@@ -260,13 +262,15 @@ def release(
 
 
 @command.command("audit")
-@click.option("--month", help="YYYY-MM; this one if not given.")
+@click.option(
+    "--month", type=click.DateTime(["%Y-%m"]), help="2026-11, say; this one if not given."
+)
 @stack_option
-def audit(stack_name: str, month: str | None) -> None:
+def audit(stack_name: str, month: datetime | None) -> None:
     """What operators did: when, who, what, to which thing, what came of it, why."""
     stack = open_stack(stack_name)
     trail = DynamoAuditTrail(stack.wire(), stack.table("Books"))
-    for entry in trail.list_month(month or f"{datetime.now(UTC):%Y-%m}"):
+    for entry in trail.list_month(f"{month or datetime.now(UTC):%Y-%m}"):
         click.echo(
             f"{entry.at:%Y-%m-%dT%H:%M:%SZ}\t{entry.actor}\t{entry.action}\t{entry.subject}"
             f"\t{entry.outcome}\t{entry.reason}"

@@ -45,7 +45,13 @@ def command() -> None:
     show_default=True,
     help="Of the ledger, up to now.",
 )
-@click.option("--meter", "meter_id", default="credits", show_default=True)
+@click.option(
+    "--meter",
+    "meter_id",
+    type=click.Choice([*load_meters()]),
+    default="credits",
+    show_default=True,
+)
 @click.argument("customers", nargs=-1)
 @stack_option
 def replay(
@@ -61,9 +67,7 @@ def replay(
 
     Reads the deployed ledger, or a file of past requests with --csv.
     """
-    meter = load_meters().get(meter_id)
-    if meter is None:
-        raise click.ClickException(f"There is no meter {meter_id}.")
+    meter = load_meters()[meter_id]
     gaps = Gaps()
     if csv_file is not None:
         past: Iterable[PastEvent] = read_csv(csv_file, CsvDefaults("all", provider, model), gaps)

@@ -15,6 +15,7 @@ from meterline.adapters.dynamodb_ledger import DynamoLedger
 from meterline.adapters.dynamodb_sending_records import DynamoSendingRecords
 from meterline.adapters.sqs_emission_queue import SqsEmissionQueue
 from meterline.bootstrap import make_trace
+from meterline.catalog import load_meters
 from meterline.domain.invoice_checks import digest_events, write_event_line, write_quantity
 from meterline.domain.usage import EventKey
 from meterline.errors import MeterlineError, NotFoundError
@@ -111,7 +112,7 @@ def reverse(
 
 @command.command("replay")
 @click.argument("customer")
-@click.argument("meter")
+@click.argument("meter", type=click.Choice([*load_meters()]), metavar="METER")
 @click.option("--since", type=click.DateTime(), required=True, help="UTC; batches made from then.")
 @reason_options
 @stack_option

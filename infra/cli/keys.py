@@ -19,6 +19,13 @@ _SHOWN = 12
 _RATE = click.IntRange(1, 1_000_000)
 
 
+def _check_name(_ctx: click.Context, param: click.Parameter, name: str) -> str:
+    """A name that a line of `list` can show."""
+    if not name.strip() or not name.isprintable():
+        raise click.BadParameter("must be one line of text", param=param)
+    return name
+
+
 @click.group("keys")
 def command() -> None:
     """API keys: make, list, rotate and revoke them."""
@@ -33,7 +40,7 @@ def command() -> None:
     required=True,
     help="What it opens; may be given twice.",
 )
-@click.option("--name", required=True, help="Whose it is: an app, a person.")
+@click.option("--name", required=True, callback=_check_name, help="Whose it is: an app, a person.")
 @click.option(
     "--rate", type=_RATE, default=DEFAULT_CALLS_PER_S, show_default=True, help="Calls a second."
 )

@@ -65,3 +65,24 @@ def test_a_csv_that_is_not_utf_8_is_set_aside_and_not_a_traceback(tmp_path: Path
     assert result.exit_code == 0, result.output
     assert "1 customers, 1 events" in result.output
     assert "left out: 1 x unreadable row" in result.output
+
+
+@pytest.mark.usefixtures("operator")
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("breaker replay --meter credit", "'--meter'"),
+        ("breaker replay --days 0", "'--days'"),
+        ("advise quota --meter credit", "'--meter'"),
+        ("events replay acme credit --since 2026-11-01 --reason lost", "'METER'"),
+        ("books audit --month november", "'--month'"),
+        ("books recount --from 2026-11-02 --to 2026-11-01 --reason lost", "--from"),
+        ("keys create --scope usage --name \t", "'--name'"),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused_before_the_stack_is_asked(
+    words: str, told: str
+) -> None:
+    result = run(*words.split(" "))
+    assert result.exit_code == 2, result.output
+    assert told in result.output

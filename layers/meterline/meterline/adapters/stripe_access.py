@@ -63,7 +63,9 @@ def translate_errors() -> Iterator[None]:
         yield
     except stripe.StripeError as error:
         told = (type(error).__name__, error.http_status, error.code, error.user_message)
-        raise BillingUnavailableError(" ".join(str(part) for part in told if part)) from error
+        words = " ".join(str(part) for part in told if part)
+        # Of a lost connection Stripe's library tells in a paragraph.
+        raise BillingUnavailableError(" ".join(words.split())) from error
 
 
 def read_refusal(error: BillingUnavailableError) -> str | None:
