@@ -23,7 +23,7 @@ JOBS ?= 1
 export SAM_CLI_TELEMETRY := 0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test check format openapi bench load deploy lock clean dynamodb-local axe-core
+.PHONY: help run test check format openapi simulate bench load deploy lock clean dynamodb-local axe-core
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 24
