@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -124,44 +125,49 @@ class Book:
 def print_books(
     console: Console, books: Sequence[Book], meters: Mapping[str, Meter], currency: str
 ) -> None:
-    """One table, a line per customer and meter."""
-    table = Table(title="The books", caption=_caption(books), caption_justify="left")
-    for heading in ("customer", "meter"):
-        table.add_column(heading)
-    for heading in (
-        "sent",
-        "accepted",
-        "duplicates",
-        "ignored",
-        "rejected",
-        "ledger",
-        "Stripe",
-        "usage billed",
-        "next invoice",
-        "equal",
-    ):
-        table.add_column(heading, justify="right")
+    """What was answered, a line per customer; then the books, a line per customer and meter."""
+    answers = _open_table("Answers", ["customer"], ["sent", *Fate])
+    counted = _open_table(
+        "The books",
+        ["customer", "meter"],
+        ["ledger", "Stripe", f"usage, {currency}", f"invoice, {currency}", "equal"],
+    )
     for book in books:
+        answers.add_row(
+            book.customer,
+            f"{sum(book.expected.values()):,}",
+            *(f"{book.answered[fate]:,}" for fate in Fate),
+        )
         for place, (meter_id, counts) in enumerate(sorted(book.meters.items())):
             meter = meters[meter_id]
             first = place == 0
-            table.add_row(
+            counted.add_row(
                 book.customer if first else "",
                 meter_id,
-                f"{sum(book.expected.values()):,}" if first else "",
-                *(f"{book.answered[fate]:,}" if first else "" for fate in Fate),
                 f"{meter.from_sub_units(counts.ledger_sub_units):,}",
                 f"{meter.from_sub_units(counts.stripe_sub_units):,}",
-                _money(sum(bill.stripe_minor for bill in book.bills), currency) if first else "",
-                _money(book.bills[-1].total_minor, currency) if first and book.bills else "",
+                _money(sum(bill.stripe_minor for bill in book.bills)) if first else "",
+                _money(book.bills[-1].total_minor) if first and book.bills else "",
                 ("[green]yes[/green]" if book.agrees else "[red]no[/red]")
                 if first
                 else ("[green]yes[/green]" if counts.agrees else "[red]no[/red]"),
             )
-    console.print(table)
+    console.print(answers, counted, _caption(books))
     for book in books:
         for line in _differences(book):
             console.print(f"[red]{book.customer}: {line}[/red]", highlight=False)
+
+
+def _open_table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
+    # Both fit into the 80 columns of a usual terminal.
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False
+    )
+    for heading in names:
+        table.add_column(heading)
+    for heading in numbers:
+        table.add_column(heading, justify="right")
+    return table
 
 
 def _differences(book: Book) -> list[str]:
@@ -193,5 +199,5 @@ def _caption(books: Sequence[Book]) -> str:
     return f"{agreed} of {len(books)} customers agree: every answer, sub-unit and cent of usage."
 
 
-def _money(amount_minor: int, currency: str) -> str:
-    return f"{amount_minor // 100:,}.{amount_minor % 100:02d} {currency}"
+def _money(amount_minor: int) -> str:
+    return f"{amount_minor // 100:,}.{amount_minor % 100:02d}"

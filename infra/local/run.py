@@ -1,7 +1,7 @@
 """The whole product on this machine, a workload through it, and the books compared.
 
 Starts a local Stripe and the emulator, deploys the template, sets Stripe up, creates customers
-with subscriptions, reports a workload, waits until everything is billed, and prints one table.
+with subscriptions, reports a workload, waits until everything is billed, and prints the books.
 With STRIPE_API_KEY=sk_test_... in the environment, Stripe's test mode takes the local one's place.
 """
 
@@ -69,7 +69,7 @@ console = Console()
 
 
 @click.command(help=__doc__)
-@click.option("--once", is_flag=True, help="End with the table: status 0 only if all agree.")
+@click.option("--once", is_flag=True, help="End with the books: status 0 only if all agree.")
 @click.option(
     "--trace",
     type=click.Path(path_type=Path, dir_okay=False),
