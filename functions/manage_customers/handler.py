@@ -16,12 +16,12 @@ from meterline.http import answer, make_app, read_json
 from meterline.schemas.customers import (
     CustomerInput,
     read_cursor,
-    read_customer_id,
     read_limit,
     write_account,
     write_cursor,
     write_customer,
 )
+from meterline.schemas.names import read_customer_id
 
 logger = Logger()
 app: APIGatewayHttpResolver = make_app(logger)

@@ -16,9 +16,10 @@ from meterline.domain.api_keys import Scope
 from meterline.domain.limits import InvalidLimitError
 from meterline.domain.times import format_time
 from meterline.http import answer, make_app, problem, read_json
-from meterline.schemas.customers import read_customer_id
+from meterline.schemas.addresses import find_page
 from meterline.schemas.limits import LimitsInput, write_limits
-from meterline.schemas.portal import PortalSessionInput, find_page
+from meterline.schemas.names import read_customer_id
+from meterline.schemas.portal import PortalSessionInput
 from meterline.schemas.usage import write_report
 
 logger = Logger()

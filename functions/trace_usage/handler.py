@@ -14,8 +14,8 @@ from meterline.bootstrap import trace_usage as build_trace_usage
 from meterline.domain.api_keys import Scope
 from meterline.domain.usage import EventKey
 from meterline.http import answer, make_app
-from meterline.schemas.customers import read_customer_id
 from meterline.schemas.export import write_csv
+from meterline.schemas.names import read_customer_id
 from meterline.schemas.traces import (
     read_event_limit,
     read_event_name,

@@ -13,8 +13,8 @@ from meterline.bootstrap import authenticate_and_unfreeze_customer
 from meterline.clock import utc_now
 from meterline.domain.api_keys import Scope
 from meterline.http import answer, make_app, read_json
-from meterline.schemas.customers import read_customer_id
 from meterline.schemas.freezes import UnfreezeInput, write_freeze, write_notification
+from meterline.schemas.names import read_customer_id
 
 logger = Logger()
 app: APIGatewayHttpResolver = make_app(logger)

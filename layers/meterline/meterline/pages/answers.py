@@ -23,7 +23,7 @@ from meterline.errors import (
 )
 from meterline.failures import list_places
 from meterline.pages import Pages
-from meterline.schemas.portal import find_origin
+from meterline.schemas.addresses import find_origin
 
 _HTML = "text/html; charset=utf-8"
 _FORM_TYPE = "application/x-www-form-urlencoded"

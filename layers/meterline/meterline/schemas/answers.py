@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from meterline.domain.customers import Role
 from meterline.domain.invoice_checks import CheckState
 from meterline.domain.meters import EmissionMode
-from meterline.schemas.events import CustomerId
+from meterline.schemas.names import CustomerId
 from meterline.services.trace_usage import SendingState
 
 Count = Annotated[int, Field(ge=0)]

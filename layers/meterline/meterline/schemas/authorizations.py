@@ -22,7 +22,8 @@ from meterline.domain.rating import count_tokens
 from meterline.domain.times import format_time
 from meterline.errors import InvalidRequestError, NotFoundError, RejectedEventError
 from meterline.ports import RateCards
-from meterline.schemas.events import CustomerId, Label, Quantity, ReportedUsage
+from meterline.schemas.events import Quantity, ReportedUsage
+from meterline.schemas.names import CustomerId, Label
 from meterline.services.authorize_usage import Decision, Request
 
 MIN_LIFE_S = 10

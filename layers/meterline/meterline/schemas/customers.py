@@ -12,21 +12,18 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    TypeAdapter,
-    ValidationError,
 )
 
 from meterline.domain.customers import MAX_USERS, Account, Customer, Role, User
-from meterline.domain.periods import Period
 from meterline.domain.subscriptions import Subscription
 from meterline.domain.times import format_time
 from meterline.errors import InvalidRequestError
-from meterline.schemas.events import CustomerId, Label
+from meterline.schemas.names import CUSTOMER_ID, Label
+from meterline.schemas.periods import write_period
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 100
 """Customers on one page of the list."""
-_CUSTOMER_ID: TypeAdapter[str] = TypeAdapter(CustomerId)
 _CURSOR_MARK = b"customer:"
 
 _Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -71,17 +68,6 @@ class CustomerInput(BaseModel):
     ] = None
 
 
-def read_customer_id(told: str) -> str:
-    """The customer's id in a path; raises `InvalidRequestError`."""
-    try:
-        return _CUSTOMER_ID.validate_python(told)
-    except ValidationError:
-        raise InvalidRequestError(
-            "invalid_customer_id",
-            "A customer's id has up to 64 letters, digits, dots, dashes and underscores.",
-        ) from None
-
-
 def read_limit(told: str | None) -> int:
     """How many customers a page is to hold; raises `InvalidRequestError`."""
     if told is None:
@@ -98,7 +84,7 @@ def read_cursor(told: str | None) -> str | None:
     try:
         mark, _, customer = base64.b64decode(told, altchars=b"-_", validate=True).partition(b":")
         if mark + b":" == _CURSOR_MARK:
-            return _CUSTOMER_ID.validate_python(customer.decode("ascii"))
+            return CUSTOMER_ID.validate_python(customer.decode("ascii"))
     except (binascii.Error, ValueError):
         pass  # Whatever is wrong with it, there is one thing to say.
     raise InvalidRequestError("invalid_cursor", "cursor must be next_cursor of the page before.")
@@ -132,11 +118,6 @@ def write_account(account: Account) -> dict[str, Any]:
         "users": [_write_user(user) for user in account.users],
         "subscription": _write_subscription(subscription) if subscription is not None else None,
     }
-
-
-def write_period(period: Period) -> dict[str, str]:
-    """A period; its end is not in it."""
-    return {"start": format_time(period.start), "end": format_time(period.end)}
 
 
 def _write_user(user: User) -> dict[str, Any]:

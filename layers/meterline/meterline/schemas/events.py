@@ -5,7 +5,7 @@ Every event is read by itself, so that a bad one never costs the others.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -13,28 +13,16 @@ from pydantic_core import ErrorDetails
 from meterline.domain.quantities import QUANTITY_PATTERN
 from meterline.errors import InvalidRequestError, RejectedEventError
 from meterline.schemas.locations import write_location
+from meterline.schemas.names import TEXT_PATTERN, CustomerId, Label, SenderText, limit_text
 
 MAX_EVENTS = 1_000
 """Events in one call."""
 MAX_TOKENS = 10**12
 """Tokens of one kind in one event."""
 
-_TEXT = r"^[^\x00-\x1f\x7f-\x9f]+$"
-
-
-def _text(max_length: int) -> Any:
-    return Field(min_length=1, max_length=max_length, pattern=_TEXT)
-
-
-CustomerId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-"""Up to 64 letters, digits, dots, dashes and underscores; letter case counts."""
 TokenCount = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
-# Two of 200 characters and a customer stay below DynamoDB's 2,048 bytes of a key in any script.
-MAX_ID_LENGTH = 200
-SenderText = Annotated[str, _text(MAX_ID_LENGTH)]
-Label = Annotated[str, _text(128)]
 ReportedUsage = Annotated[
-    dict[Annotated[str, _text(64)], TokenCount],
+    dict[Annotated[str, limit_text(64)], TokenCount],
     Field(
         min_length=1,
         max_length=16,
@@ -154,7 +142,10 @@ def _rejection(error: ErrorDetails) -> RejectedEventError:
 
 
 def _explain(error: ErrorDetails) -> str:
-    if error["type"] == "string_pattern_mismatch" and error.get("ctx", {}).get("pattern") == _TEXT:
+    if (
+        error["type"] == "string_pattern_mismatch"
+        and error.get("ctx", {}).get("pattern") == TEXT_PATTERN
+    ):
         return "Control characters are not allowed."
     if error["type"] == "string_unicode":
         return "Half of a surrogate pair is no text."

@@ -38,9 +38,10 @@ from meterline.schemas.authorizations import (
     ReleaseInput,
 )
 from meterline.schemas.customers import DEFAULT_LIMIT, MAX_LIMIT, CustomerInput
-from meterline.schemas.events import MAX_EVENTS, CustomerId, UsageEvent
+from meterline.schemas.events import MAX_EVENTS, UsageEvent
 from meterline.schemas.freezes import FreezeAnswer, NotificationsAnswer, UnfreezeInput
 from meterline.schemas.limits import LimitsInput
+from meterline.schemas.names import CustomerId
 from meterline.schemas.portal import PortalSessionInput
 from meterline.schemas.previews import PreviewAnswer, PreviewInput
 from meterline.schemas.traces import DEFAULT_EVENTS, MAX_EVENTS_PER_PAGE

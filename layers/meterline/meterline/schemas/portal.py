@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from aws_lambda_powertools.utilities.data_classes import APIGatewayProxyEventV2
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from meterline.domain.customers import Role
-from meterline.schemas.events import CustomerId, Label
+from meterline.schemas.names import CustomerId, Label
 
 
 def _read_role(told: object) -> object:
@@ -28,20 +27,3 @@ class PortalSessionInput(BaseModel):
     customer: CustomerId
     user: Label | None = None
     role: Annotated[Role | None, BeforeValidator(_read_role)] = None
-
-
-def find_origin(event: APIGatewayProxyEventV2) -> str:
-    """Where the caller sees this API: `https://` and its host.
-
-    A proxy in front of it says so in `X-Forwarded-Host`. That is the caller's own word, so it
-    decides only where a link that goes to this caller leads to.
-    """
-    headers = event.headers
-    host = headers.get("x-forwarded-host") or event.request_context.domain_name
-    scheme = headers.get("x-forwarded-proto") or "https"
-    return f"{scheme}://{host}"
-
-
-def find_page(event: APIGatewayProxyEventV2) -> str:
-    """The address of the dashboard's page."""
-    return f"{find_origin(event)}/settings/usage"

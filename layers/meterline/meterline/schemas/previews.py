@@ -11,7 +11,7 @@ from meterline.domain.previews import Cost, Preview
 from meterline.domain.times import format_time
 from meterline.ports import RateCards
 from meterline.schemas.authorizations import EstimateInput, read_estimate
-from meterline.schemas.events import CustomerId, Label
+from meterline.schemas.names import CustomerId, Label
 from meterline.services.authorize_usage import Terms
 from meterline.services.preview_usage import PreviewRequest
 

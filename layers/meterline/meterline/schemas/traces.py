@@ -14,8 +14,8 @@ from meterline.domain.meters import Meter
 from meterline.domain.times import format_time, parse_time
 from meterline.domain.usage import LedgerEntry
 from meterline.errors import InvalidRequestError
-from meterline.schemas.customers import write_period
-from meterline.schemas.events import SenderText
+from meterline.schemas.names import SenderText
+from meterline.schemas.periods import write_period
 from meterline.schemas.usage import write_quantity
 from meterline.services.trace_usage import EventPage, Place, TracedEvent
 

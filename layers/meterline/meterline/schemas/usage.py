@@ -9,8 +9,8 @@ from typing import Any
 from meterline.domain.overviews import BillingFacts, PastInvoice
 from meterline.domain.pricing import Plan
 from meterline.domain.times import format_time
-from meterline.schemas.customers import write_period
 from meterline.schemas.limits import write_limits
+from meterline.schemas.periods import write_period
 from meterline.services.show_usage import Cost, Outlook, Share, SpendForecast, UsageReport
 
 

@@ -15,7 +15,8 @@ from meterline.domain.times import parse_time
 from meterline.domain.usage import MAX_AHEAD, EventKey, LedgerEntry
 from meterline.errors import RejectedEventError, StorageUnavailableError
 from meterline.ports import Customers, Ledger, RateCards, Recorded
-from meterline.schemas.events import MAX_ID_LENGTH, EventData, UsageEvent, read_event
+from meterline.schemas.events import EventData, UsageEvent, read_event
+from meterline.schemas.names import MAX_ID_LENGTH
 
 MAX_AGE = timedelta(days=731)
 """An older event is a mistake of units or of the epoch, not late usage."""
