@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterline.catalog import CATALOG_DIR, load_meters
-from meterline.catalog.rate_cards import load_rate_card
+from meterline.catalog import CATALOG_DIR, InvalidCatalogError, load_meters
+from meterline.catalog.rate_cards import load_rate_card, read_rate_card
 from meterline.domain.quantities import MAX_SUB_UNITS
 from meterline.domain.rating import TOKEN_KINDS, Rate, RateCard, count_tokens
 from meterline.errors import RejectedEventError
@@ -133,6 +133,42 @@ def test_a_kind_without_a_rate_is_refused_unless_there_is_none_of_it() -> None:
     assert refused.value.code == "unknown_usage_kind"
     usage = {"input_tokens": 1000, "cache_write_tokens": 0}
     assert CARD.credits("openai", "gpt-5", usage, CREDITS) == Decimal("0.417")
+
+
+_DRAWINGS = """
+version = "1"
+tokens = 1000
+[[rates]]
+provider = "studio"
+models = ["draw-*"]
+images = "4"
+predict_time_ms = "0.25"
+"""
+
+
+def test_images_are_rated_by_the_image_and_machines_by_the_second() -> None:
+    card = read_rate_card(_DRAWINGS)
+    usage = {"images": 3, "predict_time_ms": 1250}
+    assert card.credits("studio", "draw-2", usage, CREDITS) == Decimal("12.313")
+    with pytest.raises(RejectedEventError) as refused:
+        card.credits("studio", "draw-2", {"input_tokens": 1}, CREDITS)
+    assert refused.value.code == "unknown_usage_kind"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "rates of tokens, images or predict_time_ms are needed"),
+        ('images = "-1"', "images must be a decimal string, not negative"),
+        ("images = 4", "images must be a decimal string, not negative"),
+        ('images = "4"\ninput_tokens = "1"', "input_tokens and output_tokens are needed"),
+        ('pictures = "4"', "unknown key pictures"),
+    ],
+)
+def test_a_rate_that_is_not_of_tokens_has_to_be_clear_too(line: str, message: str) -> None:
+    head, _, _ = _DRAWINGS.partition("images =")
+    with pytest.raises(InvalidCatalogError, match=message):
+        read_rate_card(head + line)
 
 
 def test_many_unknown_models_do_not_fill_the_memory() -> None:

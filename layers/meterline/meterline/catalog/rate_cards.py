@@ -9,8 +9,11 @@ from functools import cache
 from typing import Any
 
 from meterline.catalog import CATALOG_DIR, InvalidCatalogError
-from meterline.domain.rating import TOKEN_KINDS, Rate, RateCard
+from meterline.domain.rating import TOKEN_KINDS, WORK_KINDS, Rate, RateCard
 
+_TOKENS = (1, 1_000, 1_000_000)
+_WORK_QUOTED = {"images": 1, "predict_time_ms": 1_000}
+"""Of what is not tokens, how many a rate is quoted for: an image, a second."""
 _MAX_RATE_DIGITS = 12
 _MAX_RATE = 10**6
 _MAX_RATE_DECIMALS = 15
@@ -24,7 +27,7 @@ def read_rate_card(text: str) -> RateCard:
     except tomllib.TOMLDecodeError as error:
         raise InvalidCatalogError(f"rate card: {error}") from error
     tokens = document.get("tokens")
-    if tokens not in (1, 1_000, 1_000_000):
+    if tokens not in _TOKENS:
         raise InvalidCatalogError("rate card: tokens must be 1, 1000 or 1000000")
     version = document.get("version")
     if not isinstance(version, str) or not version:
@@ -46,17 +49,21 @@ def _read_rate(rate: Mapping[str, Any], tokens: int) -> Rate:
     if not isinstance(provider, str) or not isinstance(models, list) or not models:
         raise InvalidCatalogError("rate card: every rate needs a provider and a list of models")
     where = f"rate card: {provider} {models[0]}"
-    unknown = rate.keys() - {"provider", "models", *TOKEN_KINDS}
+    unknown = rate.keys() - {"provider", "models", *TOKEN_KINDS, *WORK_KINDS}
     if unknown:
         raise InvalidCatalogError(f"{where}: unknown key {sorted(unknown)[0]}")
-    credits_per_token = {
-        kind: _read_number(rate[kind], where, kind).scaleb(1 - len(str(tokens)))
-        for kind in TOKEN_KINDS
+    quoted = dict.fromkeys(TOKEN_KINDS, tokens) | _WORK_QUOTED
+    credits_per_one = {
+        kind: _read_number(rate[kind], where, kind).scaleb(1 - len(str(quoted[kind])))
+        for kind in quoted
         if kind in rate
     }
-    if not {"input_tokens", "output_tokens"} <= credits_per_token.keys():
+    needed = {"input_tokens", "output_tokens"}
+    if credits_per_one.keys() & set(TOKEN_KINDS) and not needed <= credits_per_one.keys():
         raise InvalidCatalogError(f"{where}: input_tokens and output_tokens are needed")
-    return Rate(provider, tuple(models), credits_per_token)
+    if not credits_per_one:
+        raise InvalidCatalogError(f"{where}: rates of tokens, {' or '.join(WORK_KINDS)} are needed")
+    return Rate(provider, tuple(models), credits_per_one)
 
 
 def _read_number(value: object, where: str, kind: str) -> Decimal:

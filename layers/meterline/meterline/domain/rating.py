@@ -26,15 +26,17 @@ TOKEN_KINDS = (
 )
 """The kinds of tokens that an event may report. They are disjoint: a cached input token is in
 `cache_read_tokens` and nowhere else, a reasoning token in `output_tokens`."""
+WORK_KINDS = ("images", "predict_time_ms")
+"""What models report that are not paid by the token: images made, milliseconds of a machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Credits per token of each kind for the models of one provider that match `models`."""
+    """Credits per one of each kind of use for the models of one provider that match `models`."""
 
     provider: str
     models: tuple[str, ...]
-    credits_per_token: Mapping[str, Decimal]
+    credits_per_one: Mapping[str, Decimal]
     _patterns: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -74,13 +76,13 @@ class RateCard:
         return rate
 
     def credits(self, provider: str, model: str, usage: Mapping[str, int], meter: Meter) -> Decimal:
-        """Credits of one event: exact per token kind, rounded to the sub-unit once, at the end."""
-        per_token = self.rate_for(provider, model).credits_per_token
+        """Credits of one event: exact per kind of use, rounded to the sub-unit once, at the end."""
+        per_one = self.rate_for(provider, model).credits_per_one
         total = Decimal(0)
         for kind, count in usage.items():
             if not count:
                 continue
-            rate = per_token.get(kind)
+            rate = per_one.get(kind)
             if rate is None:
                 raise RejectedEventError(
                     "unknown_usage_kind",

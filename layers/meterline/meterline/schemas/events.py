@@ -27,7 +27,8 @@ ReportedUsage = Annotated[
         min_length=1,
         max_length=16,
         description="Tokens of each kind, and each token in one kind only: input_tokens, "
-        "output_tokens, cache_read_tokens, cache_write_tokens, cache_write_1h_tokens.",
+        "output_tokens, cache_read_tokens, cache_write_tokens, cache_write_1h_tokens. Or what "
+        "the rate card has besides: images, predict_time_ms.",
     ),
 ]
 Quantity = (
