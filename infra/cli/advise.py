@@ -32,7 +32,7 @@ from infra.cli.advisor import (
 )
 from infra.cli.past_usage import CsvDefaults, Gaps, PastEvent, read_csv, read_entries
 from infra.cli.provider_costs import ProviderCosts
-from infra.cli.stack_access import open_stack, stack_option
+from infra.cli.stack_access import choose_customers, open_stack, stack_option
 from meterline.adapters.dynamodb_accounts import DynamoAccounts
 from meterline.adapters.dynamodb_catalog import DynamoPlans, DynamoRateCards
 from meterline.adapters.dynamodb_ledger import DynamoLedger
@@ -170,7 +170,7 @@ def quota(stack_name: str, percentile: int, days: int, meter_id: str) -> None:
         for place in range(days // 30)
     ]
     highest = []
-    for customer in _each_customer(accounts):
+    for customer in choose_customers(accounts, []):
         used = max(totals.sum_hours(customer, meter.id, *window).sub_units for window in windows)
         if used:
             highest.append(meter.from_sub_units(used))
@@ -281,16 +281,9 @@ def _read_ledger(stack_name: str, customers: Iterable[str], days: int) -> Iterat
     wire = stack.wire()
     ledger = DynamoLedger(wire, stack.table("Events"))
     end = datetime.now(UTC)
-    wanted = list(customers) or list(_each_customer(DynamoAccounts(wire, stack.table("Accounts"))))
+    wanted = choose_customers(DynamoAccounts(wire, stack.table("Accounts")), list(customers))
     for customer in track(wanted, "customers", console=Console(stderr=True), transient=True):
         yield from read_entries(ledger.events_between(customer, end - timedelta(days=days), end))
-
-
-def _each_customer(accounts: DynamoAccounts) -> Iterator[str]:
-    after: str | None = None
-    while page := accounts.list_customers(_PAGE, after):
-        yield from (customer.id for customer in page)
-        after = page[-1].id
 
 
 def _open_catalog(stack_name: str, csv_path: Path | None) -> OperatorCatalog:

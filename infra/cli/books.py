@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import boto3
 import click
 
 from infra.cli.operator import Trail, reason_options
-from infra.cli.stack_access import Stack, open_stack, stack_option
+from infra.cli.stack_access import Stack, choose_customers, open_stack, stack_option
 from infra.cli.stripe_access import access_stripe, read_key, stripe_options
 from meterline.adapters.dynamodb_accounts import DynamoAccounts
 from meterline.adapters.dynamodb_books import (
@@ -78,6 +78,7 @@ def reconcile(
         inbox=SqsEmissionInbox(queue_url, dead_url, lambda: sqs),
     )
     accounts = DynamoAccounts(wire, stack.table("Accounts"))
+    customers = tuple(choose_customers(accounts, customers)) if customers else ()
     run = ReconcileCustomers(accounts, accounts, counted, job, load_meters())(
         datetime.now(UTC), customers=customers, repair=repair, closely=closely
     )
@@ -140,11 +141,12 @@ def recount(
         emissions_table=stack.table("Emissions"),
         queue=SqsEmissionQueue(stack.outputs["EmissionsQueueUrl"], boto3.client("sqs")),
     )
+    accounts = DynamoAccounts(wire, stack.table("Accounts"))
+    wanted = choose_customers(accounts, customers)
     if not dry_run:
         trail.record("recount", " ".join(customers) or "all", "begun")
-    accounts = DynamoAccounts(wire, stack.table("Accounts"))
     meters = [meter for name, meter in load_meters().items() if only in (None, name)]
-    pairs = [(name, meter) for name in customers or _list_customers(accounts) for meter in meters]
+    pairs = [(name, meter) for name in wanted for meter in meters]
     total = 0
     with click.progressbar(pairs, label="looking", file=sys.stderr) as looking:
         for customer, meter in looking:
@@ -280,13 +282,6 @@ def audit(stack_name: str, month: datetime | None) -> None:
 def _open(stack_name: str) -> tuple[Stack, DynamoWire]:
     stack = open_stack(stack_name)
     return stack, stack.wire()
-
-
-def _list_customers(accounts: DynamoAccounts) -> Iterator[str]:
-    after: str | None = None
-    while page := accounts.list_customers(100, after):
-        yield from (each.id for each in page)
-        after = page[-1].id
 
 
 def _settlement(

@@ -11,7 +11,7 @@ import click
 
 from infra.cli.operator import Trail, reason_options
 from infra.cli.past_usage import CsvDefaults, Gaps, PastEvent, read_csv, read_entries
-from infra.cli.stack_access import open_stack, stack_option
+from infra.cli.stack_access import choose_customers, open_stack, stack_option
 from meterline.adapters.dynamodb_accounts import DynamoAccounts
 from meterline.adapters.dynamodb_controls import DynamoControls
 from meterline.adapters.dynamodb_guardrails import DynamoGuardrails
@@ -130,7 +130,9 @@ def unfreeze(stack_name: str, customer: str, actor: str, reason: str) -> None:
 def audit(stack_name: str, customer: str) -> None:
     """Every freeze of CUSTOMER and its end: when, what, by whom, why."""
     stack = open_stack(stack_name)
-    for entry in DynamoGuardrails(stack.wire(), stack.table("Accounts")).list_audit(customer):
+    wire, table = stack.wire(), stack.table("Accounts")
+    choose_customers(DynamoAccounts(wire, table), [customer])
+    for entry in DynamoGuardrails(wire, table).list_audit(customer):
         click.echo(f"{entry['at']}\t{entry['what']}\t{entry['by']}\t{entry['why']}")
 
 
@@ -175,12 +177,5 @@ def _read_ledger(stack_name: str, customers: tuple[str, ...], days: int) -> Iter
     ledger = DynamoLedger(wire, stack.table("Events"))
     accounts = DynamoAccounts(wire, stack.table("Accounts"))
     end = datetime.now(UTC)
-    for customer in customers or _list_customers(accounts):
+    for customer in choose_customers(accounts, customers):
         yield from read_entries(ledger.events_between(customer, end - timedelta(days=days), end))
-
-
-def _list_customers(accounts: DynamoAccounts) -> Iterator[str]:
-    after: str | None = None
-    while page := accounts.list_customers(_PAGE, after):
-        yield from (customer.id for customer in page)
-        after = page[-1].id

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import stripe
 from rich.console import Console
 from rich.progress import Progress
 
-from infra.cli.stack_access import open_stack, stack_option
+from infra.cli.stack_access import each_customer, open_stack, stack_option
 from infra.cli.stripe_access import (
     access_stripe,
     describe_error,
@@ -26,7 +25,7 @@ from meterline.adapters.dynamodb_totals import DynamoTotals
 from meterline.adapters.stripe_subscriptions import StripeSubscriptions
 from meterline.catalog import load_meters
 from meterline.domain.currencies import to_main_unit
-from meterline.domain.customers import Account, Customer
+from meterline.domain.customers import Account
 from meterline.errors import MeterlineError
 from meterline.services.measure_period import MeasurePeriod
 from meterline.services.preview_invoice import NothingToBillError, PreviewInvoice
@@ -46,7 +45,7 @@ def list_customers(stack_name: str) -> None:
     """Every customer, one a line: id, plan, billing customer, subscription, current period."""
     stack = open_stack(stack_name)
     accounts = DynamoAccounts(stack.wire(), stack.table("Accounts"))
-    for customer in _each_customer(accounts):
+    for customer in each_customer(accounts):
         known = accounts.get_subscription(customer.id)
         told = (
             f"{known.status} {known.current.start:%Y-%m-%dT%H:%M:%SZ}"
@@ -76,7 +75,7 @@ def sync(
     accounts = DynamoAccounts(wire, table)
     reader = StripeSubscriptions(access_stripe(key, stripe_url))
     job = SyncSubscriptions(accounts, reader, DynamoPlans(wire, table))
-    customers = list(ids or (customer.id for customer in _each_customer(accounts)))
+    customers = list(ids or (customer.id for customer in each_customer(accounts)))
     found = missing = 0
     failed: dict[str, str] = {}
     with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -141,10 +140,3 @@ def preview(
         raise click.ClickException(
             "they differ: usage that is not counted or not sent yet, or items that only Stripe has"
         )
-
-
-def _each_customer(accounts: DynamoAccounts) -> Iterator[Customer]:
-    after: str | None = None
-    while page := accounts.list_customers(_PAGE, after):
-        yield from page
-        after = page[-1].id

@@ -8,7 +8,7 @@ import boto3
 import click
 
 from infra.cli.operator import Trail, reason_options
-from infra.cli.stack_access import open_stack, stack_option
+from infra.cli.stack_access import choose_customers, open_stack, stack_option
 from meterline.adapters.dynamodb_accounts import DynamoAccounts
 from meterline.adapters.dynamodb_books import DynamoInvoiceChecks
 from meterline.adapters.dynamodb_ledger import DynamoLedger
@@ -122,6 +122,7 @@ def replay(
     """Hand the batches of a stretch of time to the emitter again, if any of it is not sent."""
     stack = open_stack(stack_name)
     wire = stack.wire()
+    choose_customers(DynamoAccounts(wire, stack.table("Accounts")), [customer])
     trail = Trail(stack, wire, actor, reason)
     records = DynamoSendingRecords(wire, stack.table("Emissions"))
     dues = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,11 @@ import boto3
 import botocore.exceptions
 import click
 
+from meterline.adapters.dynamodb_accounts import DynamoAccounts
 from meterline.adapters.dynamodb_wire import DynamoWire
+from meterline.domain.customers import Customer
+
+_PAGE = 100
 
 
 @dataclass(frozen=True)
@@ -53,3 +57,23 @@ def open_stack(stack_name: str) -> Stack:
     return Stack(
         {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
     )
+
+
+def each_customer(accounts: DynamoAccounts) -> Iterator[Customer]:
+    """All customers, page by page."""
+    after: str | None = None
+    while page := accounts.list_customers(_PAGE, after):
+        yield from page
+        after = page[-1].id
+
+
+def choose_customers(accounts: DynamoAccounts, named: Sequence[str]) -> Sequence[str]:
+    """The customers `named`, or all without any. A misspelled one is a usage error, status 2: what
+    is asked about it would look like a clean answer."""
+    if not named:
+        return [customer.id for customer in each_customer(accounts)]
+    known = accounts.known(named)
+    for name in named:
+        if name not in known:
+            raise click.UsageError(f"there is no customer {name!r}")
+    return named

@@ -305,3 +305,21 @@ def test_what_cannot_be_traced_is_told_why(
     turned_away = api.call("GET", asked, key=api.usage_key)
     assert (turned_away.status, turned_away.told["code"]) == (403, "forbidden")
     assert api.call("GET", asked).status == 401
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("books", "recount", "nobody", "--from", "2026-11-01", "--reason", "a test"),
+        ("breaker", "replay", "nobody"),
+        ("breaker", "audit", "nobody"),
+        ("events", "replay", "nobody", "credits", "--since", "2026-11-01", "--reason", "a test"),
+        ("advise", "metric", "--customer", "nobody"),
+    ],
+)
+def test_a_customer_that_is_not_there_is_a_wrong_word_and_no_clean_answer(
+    run: Run, words: tuple[str, ...]
+) -> None:
+    told = run(*words, ok=False)
+    assert told.returncode == 2, told.stdout + told.stderr
+    assert "there is no customer 'nobody'" in told.stderr
