@@ -33,6 +33,8 @@ from meterline.catalog import load_meters
 from meterline.domain.api_keys import ApiKey, Scope, hash_key
 from meterline.domain.authorizations import AuthorizationId
 from meterline.domain.limits import Limits, QuantityLimit
+from meterline.domain.projection import ProjectedEvent, plan_steps
+from meterline.domain.usage import EventKey
 from meterline.services.authorize_usage import AuthorizeUsage, Request
 from meterline.services.measure_period import MeasurePeriod
 from tests.bench.built_layers import build_layers
@@ -62,6 +64,8 @@ class Figures:
     free_units: tuple[float, float]
     limited_units: tuple[float, float]
     release_units: tuple[float, float]
+    settle_units: tuple[float, float]
+    """What a delivery of one event takes more because it names an authorization."""
 
 
 class CountingWire(DynamoWire):
@@ -71,8 +75,10 @@ class CountingWire(DynamoWire):
 
     def call(self, operation: str, request: Mapping[str, Any], **told: Any) -> dict[str, Any]:
         answer = super().call(operation, {**request, "ReturnConsumedCapacity": "TOTAL"}, **told)
-        units = answer["ConsumedCapacity"]["CapacityUnits"]
-        if operation in ("Query", "GetItem"):
+        consumed = answer["ConsumedCapacity"]
+        told_units = consumed if isinstance(consumed, list) else [consumed]
+        units = sum(each["CapacityUnits"] for each in told_units)
+        if operation in ("Query", "GetItem", "BatchGetItem"):
             self.reads += units
         else:
             self.writes += units
@@ -118,10 +124,8 @@ def seed(wire: DynamoWire, tables: Mapping[str, str]) -> None:
     DynamoOverviews(wire, tables["ACCOUNTS_TABLE"]).put_limits("limited", limits)
 
 
-def measure_units(
-    wire: CountingWire, tables: Mapping[str, str]
-) -> tuple[tuple[float, float], tuple[float, float], tuple[float, float]]:
-    """Read and write units of an authorization without a limit, with one, and of a release."""
+def measure_units(wire: CountingWire, tables: Mapping[str, str]) -> Sequence[tuple[float, float]]:
+    """Read and write units of an authorization without a limit, with one, a release, a settle."""
     totals = DynamoTotals(wire, tables["TOTALS_TABLE"], tables["EMISSIONS_TABLE"])
     authorize = AuthorizeUsage(
         DynamoControls(wire, tables["ACCOUNTS_TABLE"]),
@@ -141,7 +145,33 @@ def measure_units(
         found.append(wire.take())
     assert decision.authorization is not None
     authorize.release(AuthorizationId.parse(decision.authorization), None, now)
-    return found[0], found[1], wire.take()
+    found.append(wire.take())
+    held = authorize(Request("limited", lambda _: Decimal(1)), now).authorization
+    assert held is not None
+    wire.take()
+    # The first of a day makes its items; what comes after it is alike.
+    _, plain, settling = (
+        _count_one(wire, totals, sequence, named, now)
+        for sequence, named in enumerate((None, None, held), 1)
+    )
+    return [*found, (settling[0] - plain[0], settling[1] - plain[1])]
+
+
+def _count_one(
+    wire: CountingWire, totals: DynamoTotals, sequence: int, named: str | None, now: datetime
+) -> tuple[float, float]:
+    hour, at_s = f"{now:%Y-%m-%dT%H}", int(now.timestamp())
+    identifier = EventKey("limited", "bench", str(sequence)).identifier
+    event = ProjectedEvent(
+        sequence, "limited", "credits", hour, at_s, at_s, 1000, identifier, "draw", "u_1", named
+    )
+    checkpoint = totals.checkpoint("shardId-1")
+    [step] = plan_steps(
+        [event], load_meters(), str, max_items=90, max_entries=90, checkpoint=checkpoint
+    )
+    wire.take()
+    totals.apply("shardId-1", checkpoint, step)
+    return wire.take()
 
 
 def call(port: int, customer: str) -> float:
@@ -192,6 +222,7 @@ def authorize_rows(figures: Figures) -> list[Row]:
         ("authorize, no limit", figures.free_units, "1 read"),
         ("authorize, a limit", figures.limited_units, ""),
         ("release", figures.release_units, ""),
+        ("settle, on top of counting the event", figures.settle_units, ""),
     )
     for name, (reads, writes), target in units:
         rows.append(
