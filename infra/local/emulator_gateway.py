@@ -5,6 +5,7 @@
 is taken in whole first, up to API Gateway's 10 MB, as API Gateway does. At most `--calls` requests
 are handed on at once: the emulator starts a process for each call in flight, where AWS would have
 room. `--waiting` more may wait; the rest is answered as API Gateway answers above its rate limit.
+`--rate` sets that limit too, in calls a second: a token bucket that holds one second's worth.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import time
 from dataclasses import dataclass
 
 from infra.local.owned_process import end_with_owner
@@ -152,12 +154,29 @@ def _answer(status_line: bytes, message: bytes) -> bytes:
 class Gateway:
     """Hands requests on to 127.0.0.1:`upstream_port`, under the name `host`."""
 
-    def __init__(self, upstream_port: int, host: str, calls: int, waiting: int) -> None:
+    def __init__(
+        self, upstream_port: int, host: str, *, calls: int, waiting: int, rate: float | None
+    ) -> None:
         self._upstream_port = upstream_port
         self._host = host.encode("ascii")
         self._room = asyncio.Semaphore(calls)
         self._present = 0
         self._most_present = calls + waiting
+        self._rate = rate
+        self._tokens = rate or 0.0
+        self._filled_s = time.monotonic()
+
+    def _admits(self) -> bool:
+        if self._present >= self._most_present:
+            return False
+        if self._rate is None:
+            return True
+        now_s = time.monotonic()
+        self._tokens = min(self._rate, self._tokens + (now_s - self._filled_s) * self._rate)
+        self._filled_s = now_s
+        admitted = self._tokens >= 1
+        self._tokens -= admitted
+        return admitted
 
     async def serve_connection(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -170,7 +189,7 @@ class Gateway:
                 if request.waits_for_continue:
                     writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                 body = await _read_request_body(request, reader)
-                if self._present >= self._most_present:
+                if not self._admits():
                     writer.write(_answer(b"429 Too Many Requests", b"Too Many Requests"))
                     return
                 self._present += 1
@@ -229,8 +248,7 @@ class Gateway:
             to_upstream.close()
 
 
-async def _serve(upstream_port: int, host: str, calls: int, waiting: int) -> None:
-    gateway = Gateway(upstream_port, host, calls, waiting)
+async def _serve(gateway: Gateway) -> None:
     server = await asyncio.start_server(
         gateway.serve_connection, "127.0.0.1", 0, limit=_HEAD_LIMIT_BYTES, backlog=512
     )
@@ -246,10 +264,18 @@ def main() -> None:
     parser.add_argument("--host", required=True)
     parser.add_argument("--calls", type=int, default=8)
     parser.add_argument("--waiting", type=int, default=256)
+    parser.add_argument("--rate", type=float, help="calls a second; without it, no limit")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     end_with_owner()
-    asyncio.run(_serve(arguments.upstream_port, arguments.host, arguments.calls, arguments.waiting))
+    gateway = Gateway(
+        arguments.upstream_port,
+        arguments.host,
+        calls=arguments.calls,
+        waiting=arguments.waiting,
+        rate=arguments.rate,
+    )
+    asyncio.run(_serve(gateway))
 
 
 if __name__ == "__main__":

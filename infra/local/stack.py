@@ -176,14 +176,18 @@ class LocalStack:
             )
         return self._session.client(service, endpoint_url=self.aws_url, **settings)  # type: ignore[call-overload]
 
-    def open_gateway(self, host: str, *, calls: int = 8, waiting: int = 256) -> str:
+    def open_gateway(
+        self, host: str, *, calls: int = 8, waiting: int = 256, rate: float | None = None
+    ) -> str:
         """An address on 127.0.0.1 for what the emulator knows as `host`.
 
-        It has room for so many calls at once, and for so many that wait; others are told 429.
+        It has room for so many calls at once, for so many that wait, and for so many a second;
+        others are told 429.
         """
         port = self.aws_url.rpartition(":")[2]
         command = ["infra.local.emulator_gateway", "--upstream-port", port, "--host", host]
         command += ["--calls", str(calls), "--waiting", str(waiting)]
+        command += [] if rate is None else ["--rate", str(rate)]
         gateway = self._spawn(command, "gateway.log", dict(os.environ), stdout=subprocess.PIPE)
         assert gateway.stdout is not None
         line = gateway.stdout.readline().strip()

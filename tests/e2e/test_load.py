@@ -21,9 +21,10 @@ def test_ten_times_the_rate_is_partly_refused_sent_again_and_billed_to_the_last_
 ) -> None:
     names = [f"under_load_{number}" for number in range(4)]
     customers = {name: make_customer(api, stripe_url, name) for name in names}
-    # Room for less than the senders send, so that the burst meets a gateway that is full.
-    address = stack.open_gateway(stack.api_host, calls=2, waiting=2)
-    traffic = Traffic(address, api.usage_key, names, batch=5, senders=16)
+    # A limit between both rates, so that the burst is refused however fast the machine is.
+    batch = 5
+    address = stack.open_gateway(stack.api_host, rate=3 * RATE / batch)
+    traffic = Traffic(address, api.usage_key, names, batch=batch, senders=16)
     load = Load(stack, StripeControl(stripe_url, STRIPE_KEY), customers, traffic)
     stop, console = threading.Event(), Console(quiet=True)
     sustained = load.run_phase("sustained", RATE, 10, stop, 120, console)

@@ -100,7 +100,7 @@ class StripeApp:
         self._locked: set[tuple[str, str]] = set()
         self._deliverer: WebhookDeliverer | None = None
         self._ticker: asyncio.Task[None] | None = None
-        self._report_due = False
+        self._report_due: asyncio.TimerHandle | None = None
 
     @property
     def deliverer(self) -> WebhookDeliverer:
@@ -117,15 +117,15 @@ class StripeApp:
         self.journal.clear()
         self.calls.clear()
         self._keys = IdempotencyKeys()
+        self._forget_report()
         self.deliverer.forget()
 
     def catch_up(self) -> None:
         """Do what time has brought, and hand new events to the deliverer."""
         test_clocks.finish_advances(self.account)
         self.account.run_due(None, self.account.clock.now_s())
-        if self.account.failed_usage and not self._report_due:
-            self._report_due = True
-            asyncio.get_running_loop().call_later(
+        if self.account.failed_usage and self._report_due is None:
+            self._report_due = asyncio.get_running_loop().call_later(
                 self.account.settings.error_report_delay_s, self.report_failed_usage
             )
         if self.account.outbox:
@@ -133,9 +133,15 @@ class StripeApp:
 
     def report_failed_usage(self) -> None:
         """Send the thin events for usage that was dropped."""
-        self._report_due = False
+        self._forget_report()
         events.report_failed_usage(self.account)
         self.deliverer.flush()
+
+    def _forget_report(self) -> None:
+        # Else one that was due before would send, too early, what fails from now on.
+        if self._report_due is not None:
+            self._report_due.cancel()
+            self._report_due = None
 
     async def _tick(self) -> None:
         while True:
