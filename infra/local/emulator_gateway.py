@@ -5,7 +5,8 @@
 is taken in whole first, up to API Gateway's 10 MB, as API Gateway does. At most `--calls` requests
 are handed on at once: the emulator starts a process for each call in flight, where AWS would have
 room. `--waiting` more may wait; the rest is answered as API Gateway answers above its rate limit.
-`--rate` sets that limit too, in calls a second: a token bucket that holds one second's worth.
+`--rate` sets that limit too, in calls a second: a token bucket that holds one second's worth, one call
+at least.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ class Gateway:
         self._present = 0
         self._most_present = calls + waiting
         self._rate = rate
-        self._tokens = rate or 0.0
+        self._most_tokens = self._tokens = max(1.0, rate or 0.0)
         self._filled_s = time.monotonic()
 
     def _admits(self) -> bool:
@@ -172,7 +173,8 @@ class Gateway:
         if self._rate is None:
             return True
         now_s = time.monotonic()
-        self._tokens = min(self._rate, self._tokens + (now_s - self._filled_s) * self._rate)
+        gained = (now_s - self._filled_s) * self._rate
+        self._tokens = min(self._most_tokens, self._tokens + gained)
         self._filled_s = now_s
         admitted = self._tokens >= 1
         self._tokens -= admitted

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -87,12 +88,12 @@ def upstream() -> Iterator[Upstream]:
         thread.join()
 
 
-@pytest.fixture
-def port(upstream: Upstream) -> Iterator[int]:
-    """A gateway before the upstream."""
+@contextmanager
+def gateway_before(upstream: Upstream, *options: str) -> Iterator[int]:
+    """Its port."""
     command = ["-m", "infra.local.emulator_gateway", "--host", "abc.execute-api.localhost"]
     numbers = ["--upstream-port", str(upstream.server_address[1]), "--calls", str(CALLS)]
-    numbers += ["--waiting", str(WAITING)]
+    numbers += ["--waiting", str(WAITING), *options]
     with subprocess.Popen(
         [sys.executable, *command, *numbers], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as gateway:
@@ -101,6 +102,12 @@ def port(upstream: Upstream) -> Iterator[int]:
         yield int(gateway.stdout.readline())
         gateway.stdin.close()
         gateway.wait(10)
+
+
+@pytest.fixture
+def port(upstream: Upstream) -> Iterator[int]:
+    with gateway_before(upstream) as number:
+        yield number
 
 
 def test_a_request_goes_on_with_another_host_and_comes_back_as_answered(port: int) -> None:
@@ -160,6 +167,13 @@ def test_what_comes_when_all_room_is_taken_is_told_to_come_again(
             refused.get(timeout=10)
         upstream.released.set()
         assert sorted(answers) == [200] * (CALLS + WAITING) + [429] * 3
+
+
+def test_what_comes_faster_than_the_rate_is_told_to_come_again(upstream: Upstream) -> None:
+    # One call at once, the next after 1,000 s.
+    with gateway_before(upstream, "--rate", "0.001") as port, urllib3.PoolManager() as http:
+        url = f"http://127.0.0.1:{port}/a"
+        assert [http.request("GET", url).status for _ in range(3)] == [200, 429, 429]
 
 
 def exchange(port: int, request: bytes) -> bytes:
