@@ -5,8 +5,8 @@
 is taken in whole first, up to API Gateway's 10 MB, as API Gateway does. At most `--calls` requests
 are handed on at once: the emulator starts a process for each call in flight, where AWS would have
 room. `--waiting` more may wait; the rest is answered as API Gateway answers above its rate limit.
-`--rate` sets that limit too, in calls a second: a token bucket that holds one second's worth, one call
-at least.
+`--rate` sets that limit too, in calls a second: a bucket of tokens that holds one second's worth,
+one call at least.
 """
 
 from __future__ import annotations
