@@ -31,7 +31,7 @@ class Receiver:
 
     def wait_for(self, count: int) -> None:
         with self.arrived:
-            assert self.arrived.wait_for(lambda: len(self.received) >= count, timeout=10)
+            assert self.arrived.wait_for(lambda: len(self.received) >= count, timeout=60)
 
 
 @pytest.fixture

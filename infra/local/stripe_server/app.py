@@ -46,6 +46,7 @@ CutConnection = Callable[[Any], None]
 
 _JOURNAL_LENGTH = 50_000
 _TICK_S = 0.5
+_LOOK_S = 0.02
 _METER_EVENTS = "/v1/billing/meter_events"
 
 
@@ -109,7 +110,12 @@ class StripeApp:
             self._deliverer = WebhookDeliverer(self.account)
         return self._deliverer
 
-    def reset(self) -> None:
+    @property
+    def locked(self) -> int:
+        """How many customers' meters are held by a meter event."""
+        return len(self._locked)
+
+    async def reset(self) -> None:
         """Forget everything but the key, the clock and the settings."""
         self.account.reset()
         self.faults.rules.clear()
@@ -118,7 +124,7 @@ class StripeApp:
         self.calls.clear()
         self._keys = IdempotencyKeys()
         self._forget_report()
-        self.deliverer.forget()
+        await self.deliverer.forget()
 
     def catch_up(self) -> None:
         """Do what time has brought, and hand new events to the deliverer."""
@@ -250,7 +256,7 @@ class StripeApp:
                 if wanted is not None:
                     lock = wanted
                     self._locked.add(lock)
-                    await asyncio.sleep(self.account.settings.lock_hold_s)
+                    await self._hold_lock()
             status, body = self._execute(entry, ids, params, request_id, key, fault)
             if claimed and key is not None:
                 self._keys.keep(key, status, body, request_id)
@@ -264,6 +270,13 @@ class StripeApp:
         finally:
             if lock is not None:
                 self._locked.discard(lock)
+
+    async def _hold_lock(self) -> None:
+        """As long as the setting says, also when it is changed meanwhile."""
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        while (left_s := began_s + self.account.settings.lock_hold_s - loop.time()) > 0:
+            await asyncio.sleep(min(left_s, _LOOK_S))
 
     def _execute(
         self,

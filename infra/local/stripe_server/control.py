@@ -4,7 +4,7 @@ Fixed address: GET health, state, faults, meter_events, totals, deliveries, viol
 POST settings, clock, faults, webhook_faults, settle, reset; DELETE faults.
 
 - health: {"status": "ok"}.
-- state: clock, settings, faults, how many of each object, calls by method and path.
+- state: clock, settings, faults, how many of each object, calls by method and path, locks held.
 - settings (POST): any of summary_lag_s, lock_hold_s, draft_s, upcoming_s, error_report_delay_s,
   async_errors (a list of codes that are answered 200 and reported by thin event).
 - clock (POST): {"advance_s": n}, {"set": epoch seconds} or {"reset": true}; what that brings
@@ -67,6 +67,7 @@ class _Control:
                 "faults": [rule.as_json() for rule in self.app.faults.rules],
                 "objects": counts,
                 "calls": dict(self.app.calls),
+                "locked": self.app.locked,
             }
         )
 
@@ -191,7 +192,7 @@ class _Control:
         return JSONResponse({"idle": idle})
 
     async def reset(self, _request: Request) -> JSONResponse:
-        self.app.reset()
+        await self.app.reset()
         return JSONResponse({"status": "ok"})
 
 

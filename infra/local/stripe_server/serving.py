@@ -17,7 +17,7 @@ from infra.local.stripe_server.app import StripeApp
 from infra.local.stripe_server.control import build_control
 
 DEFAULT_KEY = "sk_test_local"
-_START_TIMEOUT_S = 20.0
+_START_TIMEOUT_S = 60.0
 
 
 class _Connections:
@@ -94,7 +94,7 @@ class StripeControl:
     def __init__(self, url: str, key: str = DEFAULT_KEY) -> None:
         self.url = url
         self.key = key
-        self._http = httpx.Client(base_url=url, timeout=30.0, trust_env=False)
+        self._http = httpx.Client(base_url=url, timeout=60.0, trust_env=False)
 
     def client(self, *, timeout_s: float = 10.0) -> stripe.StripeClient:
         """An official client of this server that never retries by itself."""
@@ -181,7 +181,7 @@ class StripeControl:
         rows: list[dict[str, Any]] = self._ask("GET", "journal")
         return rows
 
-    def settle(self, timeout_s: float = 10.0) -> bool:
+    def settle(self, timeout_s: float = 60.0) -> bool:
         """Wait until webhooks are through; False when they are not in time."""
         options = {"json": {"timeout_s": timeout_s}, "timeout": timeout_s + 20}
         idle: bool = self._ask("POST", "settle", **options)["idle"]

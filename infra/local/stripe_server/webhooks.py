@@ -181,10 +181,12 @@ class WebhookDeliverer:
             return False
         return True
 
-    def forget(self) -> None:
+    async def forget(self) -> None:
         """Drop what is queued and what was recorded."""
-        for task in list(self._tasks):
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._queues.clear()
         self.deliveries.clear()
         self._busy = 0
@@ -192,8 +194,6 @@ class WebhookDeliverer:
 
     async def close(self) -> None:
         """End every task and connection."""
-        tasks = list(self._tasks)
-        self.forget()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.forget()
         if self._client is not None:
             await self._client.aclose()
