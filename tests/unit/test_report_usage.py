@@ -223,8 +223,21 @@ def test_a_retry_without_a_time_is_a_duplicate_though_its_model_left_the_rate_ca
     told = report(make_event() | {"time": None}, fresh, other)
     assert count(told) == (0, 1, 0, 2, 0)
     assert list_codes(told) == ["unknown_model", "unknown_model"]
-    report.ledger.undecided.add("req_8f2")
-    assert count(report(make_event() | {"time": None})) == (0, 0, 0, 0, 1)
+
+
+def test_what_cannot_be_rated_is_not_refused_while_the_ledger_does_not_say_what_it_holds(
+    report: Reporting,
+) -> None:
+    untimed = [make_event(name) | {"time": None} for name in ("held", "fresh", "other")]
+    report(untimed[0])
+    report.drop_model("claude-sonnet-4-5")
+    report.ledger.undecided.add("held")
+    told = report(*untimed, make_quantity("5"))
+    assert count(told) == (1, 0, 0, 0, 3)
+    report.ledger.undecided.clear()
+    again = report(*untimed, make_quantity("5"))
+    assert count(again) == (0, 2, 0, 2, 0)
+    assert [rejection.id for rejection in again.rejected] == ["fresh", "other"]
 
 
 def test_a_number_of_more_digits_than_can_be_read_costs_its_own_event_only(

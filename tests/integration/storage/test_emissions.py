@@ -136,10 +136,12 @@ class ForgetfulWire:
     def __init__(self, wire: DynamoWire) -> None:
         self._wire = wire
 
-    def call(self, operation: str, request: dict[str, object]) -> dict[str, object]:
+    def call(
+        self, operation: str, request: dict[str, object], *, deadline_s: float = 60.0
+    ) -> dict[str, object]:
         if operation in ("PutItem", "TransactWriteItems"):
-            self._wire.call(operation, request)
-        return self._wire.call(operation, request)
+            self._wire.call(operation, request, deadline_s=deadline_s)
+        return self._wire.call(operation, request, deadline_s=deadline_s)
 
 
 @pytest.mark.parametrize("problems", [0, 2])

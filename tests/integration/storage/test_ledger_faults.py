@@ -13,8 +13,12 @@ import pytest
 
 from meterline.adapters.dynamodb_ledger import STATEMENTS_PER_CALL, DynamoLedger
 from meterline.adapters.dynamodb_wire import DynamoWire
+from meterline.catalog import load_meters
+from meterline.catalog.rate_cards import load_rate_card
+from meterline.domain.rating import RateCard
 from meterline.errors import StorageError, StorageUnavailableError
 from meterline.ports import Recorded
+from meterline.services.report_usage import ReportUsage
 from tests.integration.storage.conftest import FaultProxy
 from tests.integration.storage.entries import NOON, make_entry
 from tests.integration.storage.stores import Store, make_session
@@ -217,9 +221,11 @@ def test_when_only_the_comparison_fails_the_known_are_undecided_and_the_new_acce
 
 @dataclass
 class ShortReads(DynamoWire):
-    """A wire on which a batch read leaves all but one key unprocessed, as throttling does."""
+    """A wire on which a batch read gives three items and leaves the other keys unprocessed, as
+    throttling does; from read `answered` on, it gives none."""
 
     inner: DynamoWire
+    answered: int = 10**6
     reads: int = 0
 
     def call(
@@ -228,6 +234,8 @@ class ShortReads(DynamoWire):
         if operation != "BatchGetItem":
             return self.inner.call(operation, request, deadline_s=deadline_s)
         self.reads += 1
+        if self.reads > self.answered:
+            return {"Responses": {}, "UnprocessedKeys": request["RequestItems"]}
         [(table, asked)] = request["RequestItems"].items()
         first, rest = asked["Keys"][:3], asked["Keys"][3:]
         answer = self.inner.call(
@@ -243,3 +251,40 @@ def test_keys_that_a_read_left_out_are_read_again(local: Store, customer: str) -
     wire = ShortReads(local.wire())
     assert set(local.ledger(wire).record(entries)) == {Recorded.DUPLICATE}
     assert wire.reads == 5
+    assert len(local.ledger(wire).list_digests([entry.key.text for entry in entries])) == 14
+
+
+def test_entries_whose_keys_are_never_read_stay_undecided(local: Store, customer: str) -> None:
+    entries = [make_entry(customer, f"req_{number}") for number in range(14)]
+    local.ledger().record(entries)
+    outcomes = Counter(
+        local.ledger(ShortReads(local.wire(), answered=1), deadline_s=1.0).record(entries)
+    )
+    assert outcomes[Recorded.UNDECIDED] >= 11
+    assert outcomes.keys() <= {Recorded.DUPLICATE, Recorded.UNDECIDED}
+
+
+def test_what_cannot_be_rated_any_more_is_not_refused_while_its_keys_are_not_read(
+    local: Store, customer: str
+) -> None:
+    accounts = local.accounts()
+    accounts.put_customer(customer, {"name": "Acme", "plan": "pro"}, NOON)
+    data = {"meter": "credits", "provider": "anthropic", "model": "claude-sonnet-4-5"}
+    events = [
+        {
+            "specversion": "1.0",
+            "id": f"req_{number}",
+            "source": "backend",
+            "type": "meterline.usage",
+            "subject": customer,
+            "data": {**data, "usage": {"input_tokens": 1200}},
+        }
+        for number in range(5)
+    ]
+    report = ReportUsage(local.ledger(), accounts, load_meters(), load_rate_card())
+    assert report(events, NOON).accepted == 5
+    wire, later = ShortReads(local.wire(), answered=1), RateCard("later", [])
+    told = ReportUsage(local.ledger(wire), accounts, load_meters(), later)(events, NOON)
+    assert (told.undecided, told.rejected) == (5, [])
+    told = ReportUsage(local.ledger(), accounts, load_meters(), later)(events, NOON)
+    assert (told.duplicates, told.undecided, told.rejected) == (5, 0, [])

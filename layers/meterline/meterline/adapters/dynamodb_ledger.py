@@ -17,6 +17,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
@@ -30,6 +31,7 @@ from meterline.adapters.dynamodb_wire import (
     Item,
     back_off_s,
     query_pages,
+    read_many,
 )
 from meterline.domain.times import format_time, parse_time
 from meterline.domain.usage import EventKey, LedgerEntry
@@ -39,8 +41,6 @@ from meterline.ports import Recorded
 DAY_SHARDS = 8
 STATEMENTS_PER_CALL = 25
 """What BatchExecuteStatement takes (DynamoDB API reference)."""
-KEYS_PER_GET = 100
-"""What BatchGetItem takes (DynamoDB API reference)."""
 CONCURRENT_CALLS = 8
 
 # Entry field -> attribute name, for the fields that are plain text and may be absent.
@@ -135,13 +135,13 @@ class DynamoLedger:
         return read_item(answer["Item"]) if "Item" in answer else None
 
     def list_digests(self, keys: Sequence[str]) -> Mapping[str, bytes]:
-        """The digests of those of the keys (`EventKey.text`) that are taken; a read unit each."""
+        """The digests of those of the keys (`EventKey.text`) that are taken; a read unit each.
+
+        A key that is missing is free: what cannot all be read within the ledger's `deadline_s` is
+        `StorageUnavailableError`.
+        """
         give_up_at_s = time.monotonic() + self._deadline_s
-        found: dict[str, bytes] = {}
-        for start in range(0, len(keys), KEYS_PER_GET):
-            held = self._get_digests(keys[start : start + KEYS_PER_GET], give_up_at_s)
-            found |= {key: digest for key, (digest, _) in held.items()}
-        return found
+        return {key: digest for key, digest, _ in self._read_digests(keys, give_up_at_s)}
 
     def _record_part(
         self, entries: Sequence[LedgerEntry], attempt: str, give_up_at_s: float
@@ -176,23 +176,24 @@ class DynamoLedger:
 
     def _insert(self, items: Sequence[Item], give_up_at_s: float) -> list[str | None]:
         """Write each item if its key is new; None for one that is written, else an error code."""
+        left_s = give_up_at_s - time.monotonic()
         if len(items) == 1:
             try:
-                self._call(
+                self._wire.call(
                     "PutItem",
                     {
                         "TableName": self._table,
                         "Item": items[0],
                         "ConditionExpression": "attribute_not_exists(k)",
                     },
-                    give_up_at_s,
+                    deadline_s=left_s,
                 )
             except StorageError as error:
                 if error.code != "ConditionalCheckFailedException":
                     raise
                 return ["DuplicateItem"]
             return [None]
-        answer = self._call(
+        answer = self._wire.call(
             "BatchExecuteStatement",
             {
                 "Statements": [
@@ -203,7 +204,7 @@ class DynamoLedger:
                     for item in items
                 ]
             },
-            give_up_at_s,
+            deadline_s=left_s,
         )
         return [told["Error"]["Code"] if "Error" in told else None for told in answer["Responses"]]
 
@@ -215,52 +216,37 @@ class DynamoLedger:
         give_up_at_s: float,
     ) -> Iterator[tuple[int, Recorded]]:
         """What the entries at `indexes`, whose keys are taken, are to what the ledger holds."""
-        for start in range(0, len(indexes), KEYS_PER_GET):
-            part = indexes[start : start + KEYS_PER_GET]
-            try:
-                held = self._get_digests([entries[index].key.text for index in part], give_up_at_s)
-            except StorageUnavailableError:
-                return
-            for index in part:
-                found = held.get(entries[index].key.text)
-                if found is None:
-                    continue  # Not read: it stays undecided.
-                digest, by = found
-                if by == attempt:
-                    yield index, Recorded.ACCEPTED
-                elif digest == entries[index].digest:
-                    yield index, Recorded.DUPLICATE
-                else:
-                    yield index, Recorded.CONFLICT
-
-    def _get_digests(
-        self, keys: Sequence[str], give_up_at_s: float
-    ) -> Mapping[str, tuple[bytes, str]]:
         held: dict[str, tuple[bytes, str]] = {}
-        request: Mapping[str, Any] = {
-            self._table: {
-                "Keys": [{"k": {"S": key}} for key in keys],
-                "ProjectionExpression": "k, x, w",
-                "ConsistentRead": True,
-            }
-        }
-        for tries in range(1, 8):
-            answer = self._call("BatchGetItem", {"RequestItems": request}, give_up_at_s)
-            for item in answer["Responses"].get(self._table, ()):
-                held[item["k"]["S"]] = (base64.b64decode(item["x"]["B"]), item["w"]["B"])
-            request = answer.get("UnprocessedKeys") or {}
-            if not request:
-                break
-            time.sleep(back_off_s(tries))
-        return held
+        with suppress(StorageUnavailableError):
+            keys = [entries[index].key.text for index in indexes]
+            for key, digest, by in self._read_digests(keys, give_up_at_s):
+                held[key] = digest, by
+        for index in indexes:
+            found = held.get(entries[index].key.text)
+            if found is None:
+                continue  # Not read: it stays undecided.
+            digest, by = found
+            if by == attempt:
+                yield index, Recorded.ACCEPTED
+            elif digest == entries[index].digest:
+                yield index, Recorded.DUPLICATE
+            else:
+                yield index, Recorded.CONFLICT
 
-    def _call(
-        self, operation: str, request: Mapping[str, Any], give_up_at_s: float
-    ) -> dict[str, Any]:
-        left_s = give_up_at_s - time.monotonic()
-        if left_s <= 0:
-            raise StorageUnavailableError(f"{operation}: no time was left for it")
-        return self._wire.call(operation, request, deadline_s=left_s)
+    def _read_digests(
+        self, keys: Sequence[str], give_up_at_s: float
+    ) -> Iterator[tuple[str, bytes, str]]:
+        """Of the keys that are taken: the key, its entry's digest, and the try that wrote it."""
+        items = read_many(
+            self._wire,
+            self._table,
+            [{"k": {"S": key}} for key in keys],
+            consistent=True,
+            attributes="k, x, w",
+            deadline_s=give_up_at_s - time.monotonic(),
+        )
+        for item in items:
+            yield item["k"]["S"], base64.b64decode(item["x"]["B"]), item["w"]["B"]
 
     def _query_shard(self, shard: str, first: datetime, last: datetime) -> Iterator[LedgerEntry]:
         request: dict[str, Any] = {

@@ -8,6 +8,7 @@ refresh stay botocore's.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import re
@@ -45,8 +46,9 @@ RETRYABLE_CODES = frozenset(
 met another's transaction on its item: that is over in a moment."""
 
 _KEYS_PER_GET = 100
-"""What one BatchGetItem may ask for."""
-_MAX_GETS = 8
+"""What one BatchGetItem may ask for (DynamoDB API reference)."""
+_ASK_AGAIN_S = 5.0
+"""For so long keys of one BatchGetItem that were left unprocessed are asked for again."""
 
 AttributeValue = dict[str, Any]
 """One value in DynamoDB's own JSON: `{"S": "…"}`, `{"N": "1"}`, …"""
@@ -98,8 +100,10 @@ class DynamoWire:
         """Make one call; `request` and the answer are DynamoDB's JSON (bytes are base64 text).
 
         `deadline_s` is the caller's own, where that is shorter. A try that began before the
-        deadline runs to its end, so an answer may take one timeout longer.
+        deadline runs to its end, so an answer may take one timeout longer; none begins after it.
         """
+        if deadline_s <= 0:
+            raise StorageUnavailableError(f"{operation}: the time for it is up")
         body = to_json(request)
         give_up_at_s = time.monotonic() + min(self._deadline_s, deadline_s)
         for attempt in range(self._attempts):
@@ -165,8 +169,6 @@ class TimedWire(DynamoWire):
     ) -> dict[str, Any]:
         """As of any wire, within the time that is left."""
         left_s = self._ends_at_s - time.monotonic()
-        if left_s <= 0:
-            raise StorageUnavailableError(f"{operation}: the time for it is up")
         return super().call(operation, request, deadline_s=min(deadline_s, left_s))
 
 
@@ -189,23 +191,39 @@ def query_pages(
 
 
 def read_many(
-    wire: DynamoWire, table: str, keys: Sequence[Item], *, consistent: bool = False
+    wire: DynamoWire,
+    table: str,
+    keys: Sequence[Item],
+    *,
+    consistent: bool = False,
+    attributes: str | None = None,
+    deadline_s: float = math.inf,
 ) -> Iterator[Mapping[str, Any]]:
-    """The items of these keys, in any order; what is not there is left out."""
+    """The items of these keys, in any order; what is not there is left out.
+
+    `attributes` names those to read. What ends without an error has read every key; where
+    DynamoDB leaves keys unprocessed for too long, or `deadline_s` is over before all are read,
+    `StorageUnavailableError` follows what was read.
+    """
+    give_up_at_s = time.monotonic() + deadline_s
+    how: dict[str, Any] = {"ConsistentRead": consistent}
+    if attributes is not None:
+        how["ProjectionExpression"] = attributes
     for start in range(0, len(keys), _KEYS_PER_GET):
-        part: dict[str, Any] = {"Keys": list(keys[start : start + _KEYS_PER_GET])}
-        if consistent:
-            part["ConsistentRead"] = True
+        part = {"Keys": list(keys[start : start + _KEYS_PER_GET]), **how}
         request: Mapping[str, Any] = {table: part}
-        for tries in range(1, _MAX_GETS + 1):
-            answer = wire.call("BatchGetItem", {"RequestItems": request})
+        part_ends_at_s = min(give_up_at_s, time.monotonic() + _ASK_AGAIN_S)
+        for tries in itertools.count(1):
+            left_s = give_up_at_s - time.monotonic()
+            answer = wire.call("BatchGetItem", {"RequestItems": request}, deadline_s=left_s)
             yield from answer["Responses"].get(table, ())
             request = answer.get("UnprocessedKeys") or {}
             if not request:
                 break
-            time.sleep(back_off_s(tries))
-        else:
-            raise StorageUnavailableError("BatchGetItem: keys left unprocessed")
+            pause_s = back_off_s(tries)
+            if time.monotonic() + pause_s > part_ends_at_s:
+                raise StorageUnavailableError("BatchGetItem: keys were left unprocessed")
+            time.sleep(pause_s)
 
 
 class TransactionCanceledError(StorageError):
