@@ -191,7 +191,7 @@ def test_two_holds_that_end_at_once_let_the_draft_go(billed: Billed, draft: str)
         start = Barrier(2)
 
         def end(reason: HoldReason, start: Barrier = start) -> None:
-            start.wait(timeout=10)
+            start.wait(timeout=60)
             StripeInvoices(billed.access).release(draft, reason)
 
         with ThreadPoolExecutor(2) as threads:

@@ -27,7 +27,7 @@ class CountingHandler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if self.path == "/together":
-            self.server.together.wait(timeout=10)  # type: ignore[attr-defined]
+            self.server.together.wait(timeout=60)  # type: ignore[attr-defined]
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         if self.path == "/close":
@@ -75,7 +75,7 @@ def connections(server: CountingServer) -> KeptConnections:
 
 def make_connections(port: int, kept: int = 4) -> KeptConnections:
     address = parse_url(f"http://127.0.0.1:{port}")
-    return KeptConnections(address, connect_timeout_s=1.0, read_timeout_s=3.0, kept=kept)
+    return KeptConnections(address, connect_timeout_s=60.0, read_timeout_s=60.0, kept=kept)
 
 
 def test_a_connection_is_used_again(server: CountingServer, connections: KeptConnections) -> None:

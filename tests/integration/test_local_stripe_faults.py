@@ -28,7 +28,7 @@ def local(server: LocalStripe) -> LocalStripe:
 
 @pytest.fixture
 def client(local: LocalStripe) -> stripe.StripeClient:
-    client = local.client(timeout_s=1)
+    client = local.client(timeout_s=60)
     client.v1.billing.meters.create(
         {
             "display_name": "Credits",
@@ -92,7 +92,7 @@ def test_an_answer_is_lost_before_or_after_the_effect(
 ) -> None:
     local.add_fault(kind, when=when, path=EVENTS, count=1)
     with pytest.raises(stripe.APIConnectionError):
-        _send(client, customer, key="k")
+        _send(local.client(timeout_s=1), customer, key="k")
     assert sum(local.totals().values()) == (5 if when == "after" else 0)
     again = _send(client, customer, key="k")
     assert again.identifier == "one"
