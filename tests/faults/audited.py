@@ -13,10 +13,10 @@ from meterline.adapters.sqs_emission import SqsEmissionInbox
 from meterline.adapters.sqs_emission_queue import SqsEmissionQueue
 from meterline.adapters.stripe_access import StripeAccess
 from meterline.adapters.stripe_usage import StripeUsage
-from meterline.domain.emission import BatchDue
+from meterline.domain.emission import DeadLetters, RefusalCode
 from meterline.domain.measuring import floor_hour
 from meterline.domain.reconciliation import GRACE, Difference
-from meterline.schemas.emission import decode_due
+from meterline.schemas.emission import decode_due, read_reason
 from meterline.services.reconcile_usage import MeterBooks, ReconcileUsage
 from tests.faults.whole_path import METERS, FifoQueue, World
 
@@ -27,17 +27,18 @@ class ParkedInMemory:
     def __init__(self, queue: FifoQueue) -> None:
         self._queue = queue
 
-    def parked(self) -> frozenset[BatchDue]:
-        """The batches whose messages are there."""
-        found = set()
+    def parked(self) -> DeadLetters:
+        """What is there."""
+        seen, defective = set(), set()
         for message in self._queue.messages:
             try:
                 due, _ = decode_due(message.body)
             except ValidationError:
                 continue
-            if isinstance(due, BatchDue):
-                found.add(due)
-        return frozenset(found)
+            seen.add(due)
+            if read_reason(message.body)[0] == RefusalCode.DEFECT:
+                defective.add(due)
+        return DeadLetters(frozenset(seen), frozenset(defective))
 
 
 class Auditor:
@@ -75,6 +76,7 @@ class Auditor:
         now = self.world.clock.now()
         end = floor_hour(now - GRACE)
         assert self.world.billing_customer is not None
+        unknown = self.reconcile.list_unknown()
         return self.reconcile(
             self.world.customer,
             self.world.billing_customer,
@@ -83,6 +85,7 @@ class Auditor:
             now,
             repair=repair,
             closely=closely,
+            unknown=unknown.get((self.world.customer, meter), ()),
         )
 
     def open_findings(self) -> list[Difference]:

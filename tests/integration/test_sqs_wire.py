@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import boto3
 import pytest
@@ -11,11 +12,12 @@ from botocore.session import Session
 from moto.server import ThreadedMotoServer
 
 from meterline.adapters.sqs_comparisons import SqsComparisons
+from meterline.adapters.sqs_emission import SqsEmissionInbox
 from meterline.adapters.sqs_emission_queue import SqsDeadLetters, SqsEmissionQueue
 from meterline.adapters.sqs_notices import SqsNotices
 from meterline.adapters.sqs_parked import SqsParked
 from meterline.adapters.sqs_wire import SqsWire
-from meterline.domain.emission import BatchDue
+from meterline.domain.emission import BatchDue, DeadLetters, HourDue
 from meterline.domain.webhooks import Notice
 from meterline.errors import StorageUnavailableError
 
@@ -112,4 +114,21 @@ def test_what_is_parked_is_seen_removed_or_given_back(url: str) -> None:
             BatchDue("acme", "credits", "b2"),
         }
         parked.remove(messages[0])
-    assert parked.parked() == {messages[1].due}
+    assert messages[1].due is not None
+    assert parked.parked() == DeadLetters(frozenset({messages[1].due}))
+
+
+def test_what_a_defect_put_there_is_told_from_the_rest(url: str) -> None:
+    dead = Queue(url, "parked-defects.fifo")
+    inbox = SqsEmissionInbox("unused", dead.url, lambda: boto3.client("sqs", endpoint_url=url))
+    batch = BatchDue("acme", "credits", "b1")
+    hour = HourDue("acme", "tokens", datetime(2026, 11, 22, 6, tzinfo=UTC))
+    other = BatchDue("other", "credits", "b2")
+    for due, code in ((batch, "refused"), (hour, "defect"), (other, "defect")):
+        inbox.park(due, dedupe="1", code=code, message="why")
+    found = SqsParked(dead.url, SqsWire(dead.url)).parked()
+    assert found == DeadLetters(frozenset({batch, hour, other}), frozenset({hour, other}))
+    assert [found.keep_back(due) for due in (batch, hour, other)] == [False, True, True]
+    # What is not seen may lie behind the defect of the same customer and meter.
+    assert found.keep_back(BatchDue("other", "credits", "b3"))
+    assert not found.keep_back(BatchDue("acme", "credits", "b4"))

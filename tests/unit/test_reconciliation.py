@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meterline.domain.dropped import DroppedUsage
-from meterline.domain.emission import BatchDue, EmissionEntry
+from meterline.domain.emission import BatchDue, DeadLetters, EmissionEntry
 from meterline.domain.periods import Interval, Period
 from meterline.domain.reconciliation import (
     BatchRecord,
@@ -72,7 +72,7 @@ def test_what_explains_a_difference_always_adds_up_to_it(
         entries=entries,
         dropped={f"e{i}": DroppedUsage(f"e{i}", "code", "") for i in dropped},
         reasons={},
-        parked=frozenset({DUE} if parked else ()),
+        parked=DeadLetters(frozenset({DUE} if parked else ())),
         now=NOW,
     )
     told = sum(each.sub_units for each in difference.explanations)
@@ -156,7 +156,7 @@ def test_a_batch_that_nobody_began_is_pending() -> None:
         entries=[only],
         dropped={},
         reasons={},
-        parked=frozenset(),
+        parked=DeadLetters(),
         now=NOW,
     )
     [explanation] = difference.explanations

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Billability,
         BillableUsage,
         BillingLimits,
+        DeadLetters,
         EmissionBatch,
         EmissionDue,
         HourDue,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from meterline.domain.reconciliation import BatchRecord, Difference, HourKey, SentEntry
     from meterline.domain.sending import BatchSending, HourSending
     from meterline.domain.sessions import Viewer
-    from meterline.domain.subscriptions import Subscription
+    from meterline.domain.subscriptions import Life, Subscription
     from meterline.domain.usage import EventKey, LedgerEntry
     from meterline.domain.webhooks import Notice
 
@@ -162,6 +163,17 @@ class Subscriptions(Protocol):
 
     def of(self, billing_customer: str, now: datetime) -> Subscription | None:
         """The customer's subscription; None when it has none. `synced_at` is `now`.
+
+        Raises `BillingUnavailableError`.
+        """
+        ...
+
+
+class SubscriptionLives(Protocol):
+    """When the billing layer bills usage at all, now."""
+
+    def lives_of(self, billing_customer: str) -> Sequence[Life]:
+        """Of every subscription that bills the customer's usage, or did.
 
         Raises `BillingUnavailableError`.
         """
@@ -353,6 +365,10 @@ class EmissionStore(Protocol):
         """Write how far it got; the same with its new version."""
         ...
 
+    def open_problem(self, due: EmissionDue, problem: Problem, now: datetime) -> bool:
+        """Open a problem of what was sent, unless one with another code is; whether it is open."""
+        ...
+
     def resolve_problem(self, due: EmissionDue, identifier: str, now: datetime) -> None:
         """The problem, if there is one, is settled: take it out of the index."""
         ...
@@ -492,13 +508,7 @@ class ComparisonRequests(Protocol):
 
 
 class BillingStatements(Protocol):
-    """What the billing layer counts and has invoiced."""
-
-    def count_usage(
-        self, billing_customer: str, event_name: str, start: datetime, end: datetime
-    ) -> int:
-        """Sub-units that it counts between two whole minutes; `BillingUnavailableError`."""
-        ...
+    """What the billing layer has invoiced."""
 
     def list_invoices(self, billing_customer: str, limit: int) -> Sequence[PastInvoice]:
         """The newest invoices that are not drafts, newest first; `BillingUnavailableError`."""
@@ -628,6 +638,10 @@ class SendingRecords(Protocol):
         """The codes of the problems that are on record for these events."""
         ...
 
+    def list_unknown(self) -> Iterable[tuple[str, str, datetime]]:
+        """Customer, meter and time of every send that is unknown; read a moment late."""
+        ...
+
     def find_entry(
         self, customer: str, meter: str, identifier: str, made_from: datetime
     ) -> SentEntry | None:
@@ -654,8 +668,8 @@ class Findings(Protocol):
 class ParkedBatches(Protocol):
     """What lies in the emission queue's dead-letter queue."""
 
-    def parked(self) -> frozenset[BatchDue]:
-        """The batches whose messages are there, without taking them out."""
+    def parked(self) -> DeadLetters:
+        """What is there, without taking it out."""
         ...
 
 
@@ -808,6 +822,22 @@ class CheckedInvoices(Protocol):
         ...
 
 
+class SentUsage(Protocol):
+    """What was sent, and what of it is listed."""
+
+    def batches_since(
+        self, customer: str, meter: str, made_from: datetime
+    ) -> Iterable[BatchRecord]:
+        """Every batch that was made since then, read strongly consistently."""
+        ...
+
+    def find_listed(
+        self, customer: str, meter: str, identifiers: Sequence[str]
+    ) -> Mapping[str, int]:
+        """Sub-units of those that are listed as not billed, or were as taken after the end."""
+        ...
+
+
 class LateProblems(Protocol):
     """Events that came after their invoice was final."""
 
@@ -815,8 +845,12 @@ class LateProblems(Protocol):
         """Customer, meter and time of each that is not settled; read a moment late."""
         ...
 
-    def resolve_between(self, customer: str, meter: str, period: Period, now: datetime) -> None:
-        """What is late of that period is settled: take it out of the list."""
+    def late_between(self, customer: str, meter: str, period: Period) -> Sequence[str]:
+        """The identifiers of those of that period that are not settled."""
+        ...
+
+    def resolve_late(self, customer: str, meter: str, identifier: str, now: datetime) -> None:
+        """It is settled: take it out of the list."""
         ...
 
 

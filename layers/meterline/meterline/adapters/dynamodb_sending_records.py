@@ -19,7 +19,7 @@ from meterline.adapters.dynamodb_emissions import (
 )
 from meterline.adapters.dynamodb_wire import DynamoWire, Item, query_pages, read_many
 from meterline.adapters.partition_keys import partition_key
-from meterline.domain.emission import BatchDue, Lapse
+from meterline.domain.emission import AFTER_END, BatchDue, Lapse
 from meterline.domain.measuring import HourTotal
 from meterline.domain.periods import Period
 from meterline.domain.reconciliation import BatchRecord, SentEntry
@@ -30,7 +30,8 @@ SEARCH_S = 5.0
 
 
 class DynamoSendingRecords:
-    """Keeps `SendingRecords` and `LateProblems` of `meterline.ports` on the `emissions` table."""
+    """Keeps `SendingRecords`, `SentUsage` and `LateProblems` of `meterline.ports` on the
+    `emissions` table."""
 
     def __init__(
         self, wire: DynamoWire, table: str, *, monotonic: Callable[[], float] = time.monotonic
@@ -96,27 +97,52 @@ class DynamoSendingRecords:
             found[item["identifier"]["S"]] = item["code"]["S"]
         return found
 
+    def find_listed(
+        self, customer: str, meter: str, identifiers: Sequence[str]
+    ) -> Mapping[str, int]:
+        """Sub-units of problems that are open, or that were taken after the end, by identifier."""
+        pk = partition_key(customer, meter)
+        keys: list[Item] = [
+            {"pk": {"S": pk}, "sk": {"S": f"problem#{name}"}} for name in identifiers
+        ]
+        return {
+            item["identifier"]["S"]: int(item["sub_units"]["S"])
+            for item in read_many(self._wire, self._table, keys, consistent=True)
+            if "problem" in item or item["code"]["S"] == AFTER_END
+        }
+
     def list_late(self) -> Iterator[tuple[str, str, datetime]]:
         """Customer, meter and time of every event that is late and not settled."""
+        return self._list_open(Lapse.LATE)
+
+    def list_unknown(self) -> Iterator[tuple[str, str, datetime]]:
+        """Customer, meter and time of every send that is unknown and not settled."""
+        return self._list_open(Lapse.UNKNOWN)
+
+    def _list_open(self, kind: Lapse) -> Iterator[tuple[str, str, datetime]]:
         request = {
             "TableName": self._table,
             "IndexName": "by_problem",
-            "KeyConditionExpression": "problem = :late",
-            "ExpressionAttributeValues": {":late": {"S": Lapse.LATE}},
+            "KeyConditionExpression": "problem = :kind",
+            "ExpressionAttributeValues": {":kind": {"S": kind}},
         }
         for item in query_pages(self._wire, request):
             at = datetime.fromtimestamp(int(item["at_s"]["N"]), UTC)
             yield item["customer"]["S"], item["meter"]["S"], at
 
-    def resolve_between(self, customer: str, meter: str, period: Period, now: datetime) -> None:
-        """Take late events of the period out of the list of problems; their records stay."""
-        pk = partition_key(customer, meter)
+    def late_between(self, customer: str, meter: str, period: Period) -> Sequence[str]:
+        """The identifiers of late events of the period, read strongly consistently."""
         first, last = int(period.start.timestamp()), int(period.end.timestamp())
-        for item in self._query(pk, "problem#"):
-            is_late = item.get("problem", {}).get("S") == Lapse.LATE
-            if is_late and first <= int(item["at_s"]["N"]) < last:
-                due = BatchDue(customer, meter, "")
-                self._emissions.resolve_problem(due, item["identifier"]["S"], now)
+        return [
+            item["identifier"]["S"]
+            for item in self._query(partition_key(customer, meter), "problem#")
+            if item.get("problem", {}).get("S") == Lapse.LATE
+            and first <= int(item["at_s"]["N"]) < last
+        ]
+
+    def resolve_late(self, customer: str, meter: str, identifier: str, now: datetime) -> None:
+        """Take a late event out of the list of problems; the record of it stays."""
+        self._emissions.resolve_problem(BatchDue(customer, meter, ""), identifier, now)
 
     def _query(
         self, pk: str, prefix: str, made_from: datetime | None = None

@@ -11,7 +11,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import ValidationError
 
 from meterline.adapters.sqs_wire import SqsWire
-from meterline.domain.emission import BatchDue, EmissionDue
+from meterline.domain.emission import DeadLetters, EmissionDue, RefusalCode
 from meterline.errors import StorageUnavailableError
 from meterline.schemas.emission import decode_due, read_reason
 
@@ -46,10 +46,14 @@ class SqsParked:
         self._queue_url = queue_url
         self._client = client
 
-    def parked(self) -> frozenset[BatchDue]:
-        """The batches whose messages are there."""
+    def parked(self) -> DeadLetters:
+        """What is there; of one group no more than ten."""
         with self.look() as messages:
-            return frozenset(each.due for each in messages if isinstance(each.due, BatchDue))
+            readable = [(each.due, each.code) for each in messages if each.due is not None]
+            return DeadLetters(
+                frozenset(due for due, _ in readable),
+                frozenset(due for due, code in readable if code == RefusalCode.DEFECT),
+            )
 
     @contextmanager
     def look(self) -> Iterator[list[ParkedMessage]]:

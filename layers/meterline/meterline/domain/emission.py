@@ -57,6 +57,28 @@ EmissionDue = BatchDue | HourDue
 
 
 @dataclass(frozen=True, slots=True)
+class DeadLetters:
+    """What one look into the dead-letter queue saw.
+
+    It need not be all: while messages of a customer and meter are looked at, FIFO keeps back what
+    follows them.
+    """
+
+    seen: frozenset[EmissionDue] = frozenset()
+    defective: frozenset[EmissionDue] = frozenset()
+    """Of those, what a defect of ours put there."""
+
+    def keep_back(self, due: EmissionDue) -> bool:
+        """Whether it waits there for a defect to be mended, and would only come back again.
+
+        What is not seen may lie behind a defect of the same customer and meter.
+        """
+        if due in self.seen:
+            return due in self.defective
+        return (due.customer, due.meter) in {(each.customer, each.meter) for each in self.defective}
+
+
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """One message as the queue delivered it. `due` is None where the body could not be read."""
 
@@ -74,7 +96,8 @@ class Lapse(StrEnum):
     """Why an event was not billed: the kinds of problem, open until someone settles them."""
 
     LATE = "late"
-    """Too old for the billing layer, or of a period whose invoice is final."""
+    """Too old for the billing layer, of a period whose invoice is final, or taken although its
+    subscription had ended (`AFTER_END`)."""
     REFUSED = "refused"
     """Refused for good, and certainly not billed. A redrive tries it again."""
     UNKNOWN = "unknown"
@@ -158,6 +181,10 @@ class RefusalCode(StrEnum):
     UNKNOWN_CUSTOMER = "unknown_customer"
     UNKNOWN_METER = "unknown_meter"
 
+
+AFTER_END = "after_end"
+"""The code of usage that the billing layer took from after a subscription's end: it is on no
+invoice, and because it was taken it is never sent again."""
 
 WAITING = frozenset({RefusalCode.NO_BILLING_CUSTOMER, RefusalCode.NO_SUBSCRIPTION})
 """Nothing is wrong with the usage, nobody bills the customer yet: it stays listed, and is sent by

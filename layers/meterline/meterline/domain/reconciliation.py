@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from meterline.domain.dropped import DroppedUsage
-from meterline.domain.emission import BatchDue, EmissionEntry
+from meterline.domain.emission import BatchDue, DeadLetters, EmissionEntry
 from meterline.domain.sending import BatchSending, Progress
 
 GRACE = timedelta(minutes=10)
@@ -145,14 +145,14 @@ def explain_hour(
     entries: Sequence[SentEntry],
     dropped: Mapping[str, DroppedUsage],
     reasons: Mapping[str, str],
-    parked: frozenset[BatchDue],
+    parked: DeadLetters,
     now: datetime,
 ) -> Difference:
     """Name all that makes an hour of a meter of single events differ.
 
     `ledger_*` is the sum of the ledger's own entries, `local_sub_units` what the totals say;
     `entries` are the hour's events in batches, `dropped` and `reasons` what is known of them by
-    identifier, `parked` the batches whose messages lie in the dead-letter queue.
+    identifier, `parked` what lies in the dead-letter queue.
     """
     by_cause: dict[tuple[Cause, str], list[SentEntry]] = {}
     for each in entries:
@@ -184,7 +184,7 @@ def _place(
     each: SentEntry,
     dropped: Mapping[str, DroppedUsage],
     reasons: Mapping[str, str],
-    parked: frozenset[BatchDue],
+    parked: DeadLetters,
     now: datetime,
 ) -> tuple[Cause, str] | None:
     """Why an event may be missing there; None when it was taken, and not just now."""
@@ -196,9 +196,11 @@ def _place(
             return Cause.LATE, reasons.get(name, "")
         case Progress.UNKNOWN:
             return Cause.UNKNOWN, reasons.get(name, "")
+        case Progress.PENDING if each.in_doubt and each.due in parked.seen:
+            return Cause.UNKNOWN, str(Cause.IN_DEAD_LETTERS)
         case Progress.PENDING if each.in_doubt:
             return Cause.IN_FLIGHT, ""
-        case Progress.PENDING if each.due in parked:
+        case Progress.PENDING if each.due in parked.seen:
             return Cause.IN_DEAD_LETTERS, ""
         case Progress.PENDING:
             return Cause.NOT_SENT, ""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from meterline.domain.meters import Meter
-from meterline.errors import MeterlineError
 from meterline.ports import CustomerAccounts, MetersInUse, SubscriptionRecords
 from meterline.services.reconcile_usage import MeterBooks, ReconcileUsage, spans_of
 
@@ -43,6 +42,7 @@ class ReconcileCustomers:
         reconcile: ReconcileUsage,
         meters: Mapping[str, Meter],
         *,
+        list_after_end: Callable[[str, datetime], object],
         threads: int = 8,
     ) -> None:
         self._accounts = accounts
@@ -50,6 +50,7 @@ class ReconcileCustomers:
         self._in_use = in_use
         self._reconcile = reconcile
         self._meters = meters
+        self._list_after_end = list_after_end
         self._threads = threads
 
     def __call__(
@@ -67,32 +68,46 @@ class ReconcileCustomers:
         One customer that cannot be compared costs no other one its turn.
         """
         run = Reconciliation()
+        unknown = self._reconcile.list_unknown()
         with ThreadPoolExecutor(self._threads, "reconcile") as threads:
             for page in self._pages(customers, after):
                 if not has_time():
                     run.left = after
                     return run
                 look = [
-                    (name, threads.submit(self.look_at, name, now, repair=repair, closely=closely))
+                    (
+                        name,
+                        threads.submit(
+                            self.look_at, name, now, unknown, repair=repair, closely=closely
+                        ),
+                    )
                     for name in page
                 ]
                 for name, future in look:
                     run.customers += 1
                     try:
                         run.books += future.result()
-                    except MeterlineError as error:
+                    except Exception as error:  # noqa: BLE001 - told of, and one customer's alone
                         run.failed[name] = f"{type(error).__name__}: {error}"
                 after = page[-1]
         return run
 
     def look_at(
-        self, customer: str, now: datetime, *, repair: bool, closely: bool
+        self,
+        customer: str,
+        now: datetime,
+        unknown: Mapping[tuple[str, str], Collection[datetime]],
+        *,
+        repair: bool,
+        closely: bool,
     ) -> list[MeterBooks]:
         """Compare all meters that the customer used; none where nobody bills it."""
         found = self._accounts.get_customer(customer)
         subscription = self._subscriptions.get_subscription(customer)
         if found is None or found.billing_customer is None or subscription is None:
             return []
+        if repair:
+            self._list_after_end(customer, now)
         start, end = spans_of(subscription, now)
         if end <= start:
             return []
@@ -105,6 +120,7 @@ class ReconcileCustomers:
                 now,
                 repair=repair,
                 closely=closely,
+                unknown=unknown.get((customer, name), ()),
             )
             for name, meter in self._meters.items()
             if name == subscription.meter or self._in_use.has_usage(customer, name, start, end)

@@ -7,15 +7,15 @@ itself says it dropped.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
 from meterline.domain.dropped import DroppedUsage
-from meterline.domain.emission import WAITING, BatchDue, HourDue, Lapse, Problem
+from meterline.domain.emission import WAITING, DeadLetters, HourDue, Lapse, Problem
 from meterline.domain.measuring import HOUR, HourTotal, floor_hour
 from meterline.domain.meters import EmissionMode, Meter
 from meterline.domain.projection import RECOUNT_AGE_S
@@ -163,11 +163,13 @@ class ReconcileUsage:
         *,
         repair: bool = True,
         closely: bool = False,
+        unknown: Collection[datetime] = (),
     ) -> MeterBooks:
-        """Compare the whole hours of `span`; `closely` looks at every hour of it.
+        """Compare the whole hours of `span`; `closely` looks at every hour and batch of it.
 
-        Without `repair` nothing is changed, findings included. Raises `BillingUnavailableError`
-        and `StorageUnavailableError`.
+        `unknown` are the hours of sends without an answer (`list_unknown`): they are weighed even
+        where both sides count alike, since they may all have arrived. Without `repair` nothing is
+        changed, findings included. Raises `BillingUnavailableError` and `StorageUnavailableError`.
         """
         start, end = span
         lost, recounted = self._find_lost(
@@ -178,12 +180,21 @@ class ReconcileUsage:
         local = sum(hours.local.values())
         gap = sum(hours.local.get(at, 0) - hours.billed.get(at, 0) for at in differing)
         books = MeterBooks(customer, meter.id, start, end, local, local - gap)
-        if differing:
-            if meter.emission is EmissionMode.HOURLY:
+        if meter.emission is EmissionMode.HOURLY:
+            if differing:
                 books = self._work_off_totals(books, meter, hours, differing, now, repair=repair)
-            else:
+        else:
+            looked_at = {*differing, *(each for each in unknown if start <= each < end)}
+            if looked_at or closely:
                 books = self._work_off_events(
-                    books, billing_customer, meter, hours, differing, now, repair=repair
+                    books,
+                    billing_customer,
+                    meter,
+                    hours,
+                    differing,
+                    start if closely else min(looked_at),
+                    now,
+                    repair=repair,
                 )
         told = {each.key.hour for each in books.differences}
         books = replace(
@@ -194,6 +205,13 @@ class ReconcileUsage:
         if repair:
             self._keep(books, now)
         return books
+
+    def list_unknown(self) -> Mapping[tuple[str, str], set[datetime]]:
+        """By customer and meter, the hours of sends of which nobody knows if they arrived."""
+        hours: defaultdict[tuple[str, str], set[datetime]] = defaultdict(set)
+        for customer, meter, at in self._records.list_unknown():
+            hours[customer, meter].add(floor_hour(at))
+        return hours
 
     def _find_lost(
         self,
@@ -270,15 +288,19 @@ class ReconcileUsage:
         meter: Meter,
         hours: _Hours,
         differing: Sequence[datetime],
+        first: datetime,
         now: datetime,
         *,
         repair: bool,
     ) -> MeterBooks:
-        made_from = differing[0] - _AHEAD
+        made_from = first - _AHEAD
         entries = self._read_entries(books.customer, meter, made_from)
         parked = self._parked.parked()
         differences: list[Difference] = []
         repaired: list[Repaired] = []
+        if repair:
+            every = [each for rows in entries.values() for each in rows]
+            repaired += self._hand_over(every, parked, now)
         for hour in differing:
             of_hour = entries.get(hour, [])
             dropped = self._dropped.find(
@@ -289,7 +311,7 @@ class ReconcileUsage:
             )
             differences.append(difference)
             if repair:
-                repaired += self._repair_hour(difference, of_hour, dropped, parked, now)
+                repaired += self._repair_hour(difference, of_hour, dropped, now)
         settled: list[Settled] = []
         if repair and any(
             each.progress is Progress.UNKNOWN for rows in entries.values() for each in rows
@@ -314,7 +336,7 @@ class ReconcileUsage:
         hours: _Hours,
         entries: Sequence[SentEntry],
         dropped: Mapping[str, DroppedUsage],
-        parked: frozenset[BatchDue],
+        parked: DeadLetters,
         now: datetime,
     ) -> Difference:
         of_ledger = self._read_ledger(customer, meter, hour)
@@ -340,24 +362,30 @@ class ReconcileUsage:
         found = self._ledger.events_between(customer, hour, hour + HOUR)
         return [entry for entry in found if entry.meter == meter.id]
 
+    def _hand_over(
+        self, entries: Iterable[SentEntry], parked: DeadLetters, now: datetime
+    ) -> list[Repaired]:
+        stuck = Counter(
+            each.due
+            for each in entries
+            if each.progress is Progress.PENDING
+            and (now - each.made_at >= STUCK_FOR or each.due in parked.seen)
+            # Tried again before its defect is mended, it would be one dead letter more.
+            and not parked.keep_back(each.due)
+        )
+        if stuck:
+            # The emitter knows what of it was sent: a message more does no harm.
+            self._queue.send(list(stuck), renewal=f"reconciled:{now:%Y-%m-%dT%H:%M}")
+        return [Repaired(Repair.HANDED_OVER, due.batch, count) for due, count in stuck.items()]
+
     def _repair_hour(
         self,
         difference: Difference,
         entries: Sequence[SentEntry],
         dropped: Mapping[str, DroppedUsage],
-        parked: frozenset[BatchDue],
         now: datetime,
     ) -> list[Repaired]:
-        stuck: defaultdict[BatchDue, int] = defaultdict(int)
-        for each in entries:
-            is_old = now - each.made_at >= STUCK_FOR
-            if each.progress is Progress.PENDING and (is_old or each.due in parked):
-                stuck[each.due] += 1
-        if stuck:
-            # The emitter knows what of it was sent: a message more does no harm.
-            self._queue.send(list(stuck), renewal=f"reconciled:{now:%Y-%m-%dT%H:%M}")
-        repaired = [Repaired(Repair.HANDED_OVER, due.batch, count) for due, count in stuck.items()]
-        repaired += self._try_again(
+        repaired = self._try_again(
             difference.key, [each for each in entries if each.progress is Progress.REFUSED], now
         )
         missing = [each for each in entries if each.entry.identifier in dropped]
@@ -439,6 +467,7 @@ class ReconcileUsage:
         *,
         repair: bool,
     ) -> MeterBooks:
+        parked = self._parked.parked()
         differences: list[Difference] = []
         repaired: list[Repaired] = []
         for hour in differing:
@@ -456,6 +485,10 @@ class ReconcileUsage:
                 continue
             if not local and sending.sent_sub_units is None:
                 told = Explanation(Cause.FOREIGN, -billed, 0)
+                differences.append(Difference(key, local, billed, (told,)))
+                continue
+            if parked.keep_back(due):
+                told = Explanation(Cause.IN_DEAD_LETTERS, local - billed, 0)
                 differences.append(Difference(key, local, billed, (told,)))
                 continue
             differences.append(explain_stale(key, local, billed))
