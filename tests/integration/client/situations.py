@@ -256,7 +256,7 @@ def add_shared_situations(api: Api) -> None:
     @situation(f"{name}: timeout, then answered", *ONE)
     def times_out(world: World) -> None:
         world.provider.script(Hang())
-        api.call(api.make(world, timeout=0.15))
+        api.call(api.make(world, timeout=1))
         assert len(world.provider.seen) == 2
 
     @situation(f"{name}: connection reset, then answered", *ONE)
@@ -658,7 +658,7 @@ def anthropic_batch(world: World) -> None:
     body = message({**ANTHROPIC_USAGE, "service_tier": "batch"})
     for _ in range(2):
         world.meter.record_response("anthropic", body, id="msgbatch_1/first")
-        assert world.meter.flush(10)
+        assert world.meter.flush(60)
 
 
 @situation("anthropic: a batch's failed result")
@@ -728,7 +728,7 @@ def chat_parse(world: World) -> None:
 
 @situation("openai chat: a copy of the client, with_options()", *ONE)
 def chat_copy(world: World) -> None:
-    CHAT.call(world.openai().with_options(timeout=5))
+    CHAT.call(world.openai().with_options(timeout=60))
 
 
 @situation("openai chat: a client wrapped twice", *ONE)
@@ -802,7 +802,7 @@ for _gateway in ("openrouter", "litellm", "vercel"):
         usage = {**CHAT_USAGE, "cost": 0.00014}
         world.provider.script(Say(completion(usage, model="openai/gpt-5-mini")))
         CHAT.call(world.openai(provider=name))
-        assert world.meter.flush(10)
+        assert world.meter.flush(60)
         assert world.ledger.read_events()[0]["data"]["provider"] == name
 
     @situation(f"gateway {_gateway}: streamed", *ONE)
@@ -1115,7 +1115,7 @@ def block_same_id(world: World) -> None:
     for _ in range(2):
         with world.meter.measure(meter="outcomes", quantity=1, id="report-7"):
             pass
-        assert world.meter.flush(10)
+        assert world.meter.flush(60)
 
 
 @situation("measured: async, with GPU time", "acme: predict_time_ms 250")
@@ -1201,7 +1201,7 @@ def report_halved(world: World) -> None:
     for _ in range(8):
         CHAT.call(client)
     world.ledger.script(413, 413)
-    assert world.meter.flush(10)
+    assert world.meter.flush(60)
     assert world.ledger.reports[:3] == [8, 4, 2]
 
 
@@ -1214,7 +1214,7 @@ def one_rejected(world: World) -> None:
     CHAT.call(client)
     with acting_for("globex"):
         CHAT.call(client)
-    assert world.meter.flush(10)
+    assert world.meter.flush(60)
     (note,) = world.read_notes("rejected")
     assert (note["code"], note["event"]["subject"]) == ("customer_unknown", "globex")
 
@@ -1255,11 +1255,11 @@ def spool_full(world: World) -> None:
 
 
 def _deliver_despite(world: World, signal: str) -> None:
-    assert world.meter.flush(20)
+    assert world.meter.flush(60)
     assert world.signals.pop(signal, 0) >= 1
 
 
-def _wait_until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
+def _wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline_s = time.monotonic() + timeout_s
     pause = threading.Event()
     while not condition():

@@ -41,12 +41,12 @@ def test_a_forked_child_sends_its_own_events_and_none_of_its_parents(world: Worl
         status = 1
         try:
             measure_once(world, id="child")
-            status = 0 if world.meter.flush(10) else 2
+            status = 0 if world.meter.flush(60) else 2
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert [event["id"] for event in world.ledger.read_events()] == ["child"]
-    assert world.meter.flush(10)
+    assert world.meter.flush(60)
     assert sorted(event["id"] for event in world.ledger.read_events()) == ["child", "parent"]
 
 
@@ -57,7 +57,7 @@ PROGRAM = """
 
     meters = [Meter(MeterSettings(
         endpoint=sys.argv[1], api_key="test-key", source="tests", spool=Path(sys.argv[2]),
-        linger_s=60.0,
+        linger_s=60.0, timeout_s=60.0, close_timeout_s=60.0,
     )) for _ in range(2)]
     with acting_for("acme"):
         for number in range(5):
@@ -84,13 +84,13 @@ def test_sigterm_delivers_before_the_process_ends(world: World, tmp_path: Path) 
     process = start_program(world.ledger, tmp_path, "import signal\nsignal.pause()\n")
     assert world.ledger.read_events() == []
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == -signal.SIGTERM
+    assert process.wait(60) == -signal.SIGTERM
     assert len(world.ledger.read_events()) == 5
 
 
 def test_a_process_that_ends_by_itself_delivers_first(world: World, tmp_path: Path) -> None:
     process = start_program(world.ledger, tmp_path, "")
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert len(world.ledger.read_events()) == 5
     assert list(tmp_path.glob("events-*")) == []
 
@@ -100,7 +100,7 @@ def test_what_a_killed_process_left_is_delivered_by_the_command(
 ) -> None:
     process = start_program(world.ledger, tmp_path, "import signal\nsignal.pause()\n")
     process.kill()
-    process.wait(20)
+    process.wait(60)
     assert world.ledger.read_events() == []
     set_environment(world, tmp_path, monkeypatch)
     assert main(["deliver"]) == 0
@@ -133,7 +133,7 @@ def test_a_lambda_delivers_before_its_invocation_ends(world: World) -> None:
         measure_once(world)
         return str(event["question"])
 
-    assert handle({"question": "q"}, Lambda(3_000)) == "q"
+    assert handle({"question": "q"}, Lambda(60_000)) == "q"
     assert len(world.ledger.read_events()) == 1
 
 
@@ -166,7 +166,7 @@ def test_rejected_events_are_replayed_once_their_customer_is_known(
     world.ledger.rejects["globex"] = "customer_unknown"
     with acting_for("globex"):
         measure_once(world)
-    assert world.meter.flush(10)
+    assert world.meter.flush(60)
     assert world.ledger.read_events() == []
     world.ledger.rejects.clear()
     set_environment(world, tmp_path, monkeypatch)
@@ -214,7 +214,7 @@ def test_a_full_disk_holds_events_in_memory_and_says_so(world: World) -> None:
     measure_once(world, id="during")
     full.clear()
     measure_once(world, id="after")
-    assert world.meter.flush(20)
+    assert world.meter.flush(60)
     assert world.signals["spool_unwritable"] == 1
     found = sorted(event["id"] for event in world.ledger.read_events())
     assert found == ["after", "before", "during"]
@@ -226,7 +226,7 @@ def test_a_clock_that_jumps_loses_nothing(world: World) -> None:
     world.meter._clock = lambda: next(times)
     for number in range(4):
         measure_once(world, id=f"event-{number}")
-        assert world.meter.flush(10)
+        assert world.meter.flush(60)
     events = {event["id"]: event.get("time") for event in world.ledger.read_events()}
     assert events == {
         "event-0": "2026-09-21T14:13:20.000000Z",
@@ -252,7 +252,7 @@ def test_an_outage_ends_and_everything_arrives_once(world: World) -> None:
 def test_an_event_settles_the_authorization_it_was_made_under(world: World) -> None:
     with world.meter.authorized(quantity="50") as leave:
         measure_once(world)
-    assert world.meter.flush(10)
+    assert world.meter.flush(60)
     (event,) = world.ledger.read_events()
     assert event["data"]["authorization"] == leave.authorization == "auth_1"
     assert world.ledger.authorizations == [
@@ -307,7 +307,7 @@ def test_a_lease_is_closed_with_as_many_events_as_named_it(world: World) -> None
     assert world.ledger.released == [], "its stream is still open"
     for _ in stream:
         pass
-    assert world.meter.flush(10)
+    assert world.meter.flush(60)
     assert world.ledger.released == ["auth_1"]
     assert world.ledger.release_bodies == [{"events": 4}]
     assert len(world.ledger.read_events()) == 4
@@ -316,7 +316,7 @@ def test_a_lease_is_closed_with_as_many_events_as_named_it(world: World) -> None
 def test_a_lease_that_nothing_was_spent_of_is_given_back_whole(world: World) -> None:
     with world.meter.authorized(lease=True, quantity="50"):
         pass
-    assert world.meter.flush(10)
+    assert world.meter.flush(60)
     assert world.ledger.release_bodies == [{}]
 
 
@@ -345,7 +345,7 @@ def test_a_stream_that_outlives_its_block_still_settles_its_authorization(world:
     assert world.ledger.released == []
     for _ in stream:
         pass
-    assert world.meter.flush(10)
+    assert world.meter.flush(60)
     (event,) = world.ledger.read_events()
     assert event["data"]["authorization"] == "auth_1"
     assert world.ledger.released == []
@@ -388,7 +388,7 @@ def test_leave_is_asked_for_from_a_task_without_blocking_its_loop(world: World) 
     import asyncio
 
     asyncio.run(authorize_in_a_task(world))
-    assert world.meter.flush(10)
+    assert world.meter.flush(60)
     (event,) = world.ledger.read_events()
     assert event["data"]["authorization"] == "auth_1"
 
@@ -396,7 +396,7 @@ def test_leave_is_asked_for_from_a_task_without_blocking_its_loop(world: World) 
 def wait_for_release(world: World) -> None:
     for thread in threading.enumerate():
         if thread.name == "meterline-release":
-            thread.join(10)
+            thread.join(60)
 
 
 def test_signals_reach_the_log_with_ids_and_no_content(

@@ -185,7 +185,7 @@ def test_a_recipe_does_what_it_says(
     contextvars.copy_context().run(run)
 
     meter = namespace["meter"]
-    assert meter.flush(10)
+    assert meter.flush(60)
     meter.close()
     assert sorted(map(describe_event, ledger.read_events())) == sorted(expected.events)
     assert meter.counts == {}

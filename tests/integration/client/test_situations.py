@@ -30,7 +30,7 @@ def test_first_attempt_fails_and_only_the_final_success_is_metered(world: World)
 
     assert answer.choices[0].message.content == "Hello."
     assert len(world.provider.seen) == 2
-    assert world.meter.flush(10)
+    assert world.meter.flush(60)
     (event,) = world.ledger.read_events()
     assert event["subject"] == "acme"
     assert event["type"] == "meterline.usage"

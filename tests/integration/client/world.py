@@ -62,7 +62,8 @@ class World:
             source="tests",
             spool=spool,
             linger_s=0.005,
-            timeout_s=2.0,
+            timeout_s=60.0,
+            authorize_timeout_s=60.0,
             handle_sigterm=False,
         )
         self.meter = self.make_meter()
@@ -77,7 +78,7 @@ class World:
             self.signals[signal.name] += 1
             self._signalled.notify_all()
 
-    def wait_for_signal(self, name: str, timeout_s: float = 10.0) -> bool:
+    def wait_for_signal(self, name: str, timeout_s: float = 60.0) -> bool:
         """Wait until a signal was raised; say whether it was."""
         with self._signalled:
             return self._signalled.wait_for(lambda: self.signals[name] > 0, timeout_s)
@@ -115,8 +116,8 @@ class World:
 
     def settle(self) -> list[str]:
         """Deliver everything, and say what the ledger has."""
-        if not self.meter.flush(20):
-            raise AssertionError("the events did not reach the ledger in 20 s")
+        if not self.meter.flush(60):
+            raise AssertionError("the events did not reach the ledger in a minute")
         return sorted(describe_event(event) for event in self.ledger.read_events())
 
     def read_notes(self, name: str) -> list[dict[str, Any]]:
@@ -129,6 +130,9 @@ class World:
     def close(self) -> None:
         """End the meter and the clients' connections."""
         self.meter.close(1)
+        if (thread := self.meter._sender._thread) is not None:
+            # A call under way would arrive in the next world's ledger.
+            thread.join()
         self._http.close()
 
 
