@@ -91,10 +91,10 @@ def test_an_answer_that_comes_too_late_is_none(
     dynamodb_local_store: Store, proxy: FaultProxy, customer: str
 ) -> None:
     store = dynamodb_local_store
-    proxy.set_rules({"latency": 2_000, "times": 1})
+    proxy.set_rules({"latency": 60_000, "times": 1})
     began_s = time.monotonic()
-    put(store, store.wire(proxy.url, timeout_s=0.3), customer)
-    assert 0.3 <= time.monotonic() - began_s < 1.5
+    put(store, store.wire(proxy.url, timeout_s=0.3, attempts=100), customer)
+    assert 0.3 <= time.monotonic() - began_s < 60
 
 
 def test_the_callers_deadline_counts_where_it_is_shorter(
@@ -102,12 +102,12 @@ def test_the_callers_deadline_counts_where_it_is_shorter(
 ) -> None:
     store = dynamodb_local_store
     proxy.set_rules({"error": {"code": "InternalServerError"}})
-    wire = store.wire(proxy.url, attempts=10**6, deadline_s=0.5)
-    for told_s, most_s in [(0.1, 0.4), (60.0, 1.5)]:
+    for own_s, told_s in [(200.0, 0.1), (0.5, 200.0)]:
+        wire = store.wire(proxy.url, attempts=1000, deadline_s=own_s)
         began_s = time.monotonic()
         with pytest.raises(StorageUnavailableError):
             wire.call("ListTables", {}, deadline_s=told_s)
-        assert time.monotonic() - began_s < most_s
+        assert time.monotonic() - began_s < 100
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def answer_with(*answers: bytes) -> Iterator[str]:
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
-        thread.join(5)
+        thread.join(60)
 
 
 def http_answer(status: str, body: bytes) -> bytes:
