@@ -39,12 +39,15 @@ class PlannedSurroundings(Surroundings):
         self.prices = [ids["price", "pro.base"], ids["price", "pro.usage"]]
 
 
+@dataclass
 class CatalogPlans:
-    """The plans of the catalog, at any time."""
+    """The same plans at any time: those of the catalog, or others."""
+
+    plans: Mapping[str, Plan] | None = None
 
     def at(self, moment: datetime) -> Mapping[str, Plan]:
         """The plans by id."""
-        return PLANS
+        return PLANS if self.plans is None else self.plans
 
 
 @dataclass
@@ -64,15 +67,17 @@ class Office:
             StripeAccess(lambda: self.world.around.local.key, api_base=self.world.around.local.url)
         )
 
-    def settlement(self, invoices: Any = None) -> SettleInvoices:
-        """The service; `invoices` may stand in front of Stripe's."""
+    def settlement(
+        self, invoices: Any = None, plans: Mapping[str, Plan] | None = None
+    ) -> SettleInvoices:
+        """The service; `invoices` may stand in front of Stripe's, `plans` for the catalog's."""
         store, wire = self.world.around.store, self.world.around.wire
         return SettleInvoices(
             invoices or self.invoices,
             self.checks,
             DynamoAccounts(wire, store.tables.accounts),
             store.ledger(wire),
-            CatalogPlans(),
+            CatalogPlans(plans),
             self.records,
             METERS,
             policy=self.policy,
@@ -83,12 +88,18 @@ class Office:
         """One check of one invoice."""
         return self.settlement()(invoice, self.world.clock.now())
 
-    def recheck(self) -> Recheck:
+    def recheck(self, plans: Mapping[str, Plan] | None = None) -> Recheck:
         """One run of the schedule."""
-        run = RecheckInvoices(self.checks, self.records, self.settlement())
+        run = RecheckInvoices(self.checks, self.records, self.settlement(plans=plans))
         found = run(self.world.clock.now())
         assert not found.failed, found.failed
         return found
+
+    def list_late(self) -> list[datetime]:
+        """When each late event of the customer's was used that is not settled."""
+        return [
+            at for customer, _, at in self.records.list_late() if customer == self.world.customer
+        ]
 
     def list_invoices(self) -> list[stripe.Invoice]:
         """The customer's invoices, oldest first."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from meterline.errors import MeterlineError
 from meterline.ports import InvoiceChecks, LateProblems
 from meterline.services.settle_invoices import InvoiceSettled, SettleInvoices
 
@@ -42,7 +41,7 @@ class RecheckInvoices:
         for invoice in wanted:
             try:
                 settled = self._settle(invoice, now)
-            except MeterlineError as error:
+            except Exception as error:  # noqa: BLE001 - told of, and one invoice's alone
                 run.failed[invoice] = f"{type(error).__name__}: {error}"
                 continue
             if settled is not None:

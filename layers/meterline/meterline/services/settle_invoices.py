@@ -22,7 +22,7 @@ from meterline.domain.invoice_checks import (
     price_late,
 )
 from meterline.domain.meters import Meter
-from meterline.domain.pricing import Plan
+from meterline.domain.pricing import Plan, UnknownCurrencyError
 from meterline.errors import InvoiceFinalError, NotFoundError, SupersededError
 from meterline.ports import (
     BillingInvoices,
@@ -163,12 +163,12 @@ class SettleInvoices:
         late: list[LateSettled] = []
         for index, span in enumerate(check.spans):
             if span.is_closed or not invoice.is_draft:
-                check, settled = self._settle_late(invoice, check, index, now)
+                check, settled = self._settle_late(invoice, check, index)
                 late += settled
         if invoice.is_draft:
             check = self._steer(invoice, check, state, now)
-        elif late and check.agrees:
-            check = self._checks.save(replace(check, state=CheckState.FINAL))
+        else:
+            check = self._close_late(check, bool(late), now)
         return InvoiceSettled(invoice, check, state, late)
 
     def _compare(
@@ -213,7 +213,7 @@ class SettleInvoices:
         return self._checks.save(replace(check, held_since=None))
 
     def _settle_late(
-        self, invoice: BillingInvoice, check: InvoiceCheck, index: int, now: datetime
+        self, invoice: BillingInvoice, check: InvoiceCheck, index: int
     ) -> tuple[InvoiceCheck, list[LateSettled]]:
         plan = self._find_plan(check.spans[index], check.currency)
         check = check.begin_settling(index)
@@ -240,12 +240,36 @@ class SettleInvoices:
                 period=span.period,
             )
         check = self._checks.save(check.end_settling(index))
-        self._late.resolve_between(check.customer, span.meter, span.period, now)
         return check, [LateSettled(span.meter, owed, amount, waived, item)]
+
+    def _close_late(self, check: InvoiceCheck, is_settled: bool, now: datetime) -> InvoiceCheck:
+        """Take late events out of the list where nothing is owed for them any more.
+
+        What came since the comparison goes with them, unseen: so first the invoice is put down as
+        one that is final since now, and a look after its hour will find that too.
+        """
+        listed = [
+            (span.meter, name)
+            for span in check.spans
+            if span.owed_sub_units == 0
+            for name in self._late.late_between(check.customer, span.meter, span.period)
+        ]
+        if listed or is_settled:
+            state = CheckState.FINAL if check.agrees else check.state
+            check = self._checks.save(replace(check, state=state, final_since=now))
+        for meter, name in listed:
+            self._late.resolve_late(check.customer, meter, name, now)
+        return check
 
     def _find_plan(self, span: CheckedSpan, currency: str) -> Plan | None:
         plan = self._plans.at(span.period.start).get(span.plan or "")
-        return plan.in_currency(currency) if plan is not None else None
+        if plan is None:
+            return None
+        try:
+            return plan.in_currency(currency)
+        except UnknownCurrencyError:
+            # It stays as it is, final and different, for a person to see.
+            return None
 
 
 def _explain(check: InvoiceCheck) -> str:
