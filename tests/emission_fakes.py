@@ -195,6 +195,13 @@ class FakeStore:
         self.problems |= {problem.identifier: problem for problem in opened}
         return self.hours[due]
 
+    def open_problem(self, due: EmissionDue, problem: Problem, now: datetime) -> bool:
+        known = self.problems.get(problem.identifier)
+        if known is not None and known.code != problem.code:
+            return False
+        self.problems[problem.identifier] = problem
+        return True
+
     def resolve_problem(self, due: EmissionDue, identifier: str, now: datetime) -> None:
         self.problems.pop(identifier, None)
 

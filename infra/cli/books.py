@@ -29,7 +29,7 @@ from meterline.adapters.sqs_emission_queue import SqsEmissionQueue
 from meterline.adapters.sqs_parked import SqsParked
 from meterline.adapters.stripe_invoices import StripeInvoices
 from meterline.adapters.stripe_usage import StripeUsage
-from meterline.bootstrap import make_reconciliation, make_recount
+from meterline.bootstrap import make_list_after_end, make_reconciliation, make_recount
 from meterline.catalog import load_meters
 from meterline.domain.invoice_checks import HoldReason, InvoiceCheck, write_event_line
 from meterline.domain.reconciliation import Difference
@@ -66,22 +66,31 @@ def reconcile(
     queue_url = stack.outputs["EmissionsQueueUrl"]
     dead_url = stack.outputs["EmissionsDeadLetterQueueUrl"]
     sqs = boto3.client("sqs")
+    stripe_access = access_stripe(key, stripe_url)
     job, counted = make_reconciliation(
         wire,
         events_table=stack.table("Events"),
         totals_table=stack.table("Totals"),
         emissions_table=stack.table("Emissions"),
         books_table=stack.table("Books"),
-        billed=StripeUsage(access_stripe(key, stripe_url)),
+        billed=StripeUsage(stripe_access),
         parked=SqsParked(dead_url, sqs),
         queue=SqsEmissionQueue(queue_url, sqs),
         inbox=SqsEmissionInbox(queue_url, dead_url, lambda: sqs),
     )
     accounts = DynamoAccounts(wire, stack.table("Accounts"))
     customers = tuple(choose_customers(accounts, customers)) if customers else ()
-    run = ReconcileCustomers(accounts, accounts, counted, job, load_meters())(
-        datetime.now(UTC), customers=customers, repair=repair, closely=closely
+    list_after_end = make_list_after_end(
+        wire,
+        stripe_access,
+        accounts_table=stack.table("Accounts"),
+        events_table=stack.table("Events"),
+        totals_table=stack.table("Totals"),
+        emissions_table=stack.table("Emissions"),
     )
+    run = ReconcileCustomers(
+        accounts, accounts, counted, job, load_meters(), list_after_end=list_after_end
+    )(datetime.now(UTC), customers=customers, repair=repair, closely=closely)
     for books in run.books:
         if not books.agrees:
             click.echo(

@@ -12,6 +12,7 @@ from typing import Any
 from meterline.adapters.dynamodb_ledger import read_item
 from meterline.adapters.stripe_access import StripeAccess
 from meterline.adapters.stripe_invoices import LATE_KEY, StripeInvoices
+from meterline.domain.emission import AFTER_END
 from meterline.domain.pricing import price_usage, total_minor
 from meterline.domain.usage import LedgerEntry
 from tests.faults.simulated_service import Service, scan
@@ -61,7 +62,7 @@ class Row:
     events: int = 0
     billed: int = 0
     listed: Counter[str] = field(default_factory=Counter)
-    """Events that are not billed by Stripe's meter, by the code of their reason."""
+    """Events that are on no invoice of Stripe's meter, by the code of their reason."""
     turned_away: int = 0
     repeats: int = 0
     late: int = 0
@@ -151,6 +152,8 @@ def audit(service: Service, customers: Sequence[Customer], start: datetime, row:
         item["identifier"]["S"]: item["code"]["S"]
         for item in scan(direct, {"TableName": tables.emissions, "ConsistentRead": True})
         if item["sk"]["S"].startswith("problem#")
+        # What is settled is no reason any more why Stripe asks nothing for what it took.
+        and ("problem" in item or item["code"]["S"] != AFTER_END)
     }
     accepted = Counter(
         told["identifier"] for told in service.local.meter_events(outcome="accepted")
@@ -191,7 +194,11 @@ class _Books:
             name = entry.key.identifier
             times = self.accepted[name]
             row.billed += times
-            if times > 1:
+            if times == 1 and self.problems.get(name) == AFTER_END:
+                # Taken and counted by Stripe: `_check_coverage` sees that no invoice asks for it.
+                row.billed -= 1
+                row.listed[AFTER_END] += 1
+            elif times > 1:
                 self._double(f"{customer.name}: {entry.key.id} was billed {times} times")
             elif not times and name in self.problems:
                 row.listed[self.problems[name]] += 1
@@ -250,7 +257,8 @@ class _Books:
         entries: Sequence[LedgerEntry],
         spans: Iterable[tuple[datetime, datetime]],
     ) -> None:
-        """What Stripe counted is on an invoice, or will be on the next."""
+        """What Stripe counted is on an invoice, or will be on the next, or else it is listed as
+        taken after the end; and what is listed so is on none."""
         known = list(spans)
         listed = self.stripe.v1.subscriptions.list({"customer": customer.billing_customer})
         for subscription in listed.data:
@@ -258,9 +266,15 @@ class _Books:
             # The open period is cut where the plan changed: all of it comes onto one invoice.
             known.append((datetime.fromtimestamp(first, UTC), datetime.max.replace(tzinfo=UTC)))
         for entry in entries:
-            if self.accepted[entry.key.identifier] and not any(
-                start <= entry.at < end for start, end in known
-            ):
+            name = entry.key.identifier
+            is_asked = any(start <= entry.at < end for start, end in known)
+            is_listed = self.problems.get(name) == AFTER_END
+            if is_listed and (is_asked or not self.accepted[name]):
+                self._double(
+                    f"{customer.name}: {entry.key.id} of {entry.at:%m-%d %H:%M} is listed as taken "
+                    "after the end, and is on an invoice or was never taken"
+                )
+            elif self.accepted[name] and not is_asked and not is_listed:
                 self._lose(
                     f"{customer.name}: {entry.key.id} of {entry.at:%m-%d %H:%M} was taken by "
                     "Stripe and is on no invoice"

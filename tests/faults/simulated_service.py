@@ -56,6 +56,7 @@ from meterline.schemas.emission import read_deliveries
 from meterline.schemas.webhooks import decode_notice, encode_notice
 from meterline.services.apply_stripe_event import ApplyStripeEvent
 from meterline.services.emit_usage import EmitUsage, RetryPolicy
+from meterline.services.list_after_end import ListAfterEnd
 from meterline.services.poll_stripe_events import PollStripeEvents
 from meterline.services.project_usage import ProjectUsage
 from meterline.services.receive_stripe_webhook import ReceiveStripeWebhook
@@ -307,6 +308,10 @@ class Service:
             METERS,
             policy=LatePolicy.BILL,
         )
+        counted = DynamoCountedHours(self._step("totals"), tables.totals)
+        list_after_end = ListAfterEnd(
+            accounts, StripeSubscriptions(access), counted, ledger, records, emissions, METERS
+        )
         self._receive = ReceiveStripeWebhook(lambda _fresh: [SECRET], inbox, notices)
         self._apply = ApplyStripeEvent(
             inbox,
@@ -315,11 +320,11 @@ class Service:
             dropped,
             sync=SyncSubscriptions(accounts, StripeSubscriptions(access), self.plans),
             check_invoice=settle,
+            list_after_end=list_after_end,
             tell_alert=lambda _event, _customers, _now: None,
         )
         self._poll = PollStripeEvents(events, inbox, notices)
         self._recheck = RecheckInvoices(DynamoInvoiceChecks(books, tables.books), records, settle)
-        counted = DynamoCountedHours(self._step("totals"), tables.totals)
         reconcile = ReconcileUsage(
             counted,
             StripeUsage(access),
@@ -341,7 +346,13 @@ class Service:
             ),
         )
         self._reconcile = ReconcileCustomers(
-            accounts, accounts, counted, reconcile, METERS, threads=1
+            accounts,
+            accounts,
+            counted,
+            reconcile,
+            METERS,
+            list_after_end=list_after_end,
+            threads=1,
         )
 
     def _step(self, name: str) -> SteppedWire:

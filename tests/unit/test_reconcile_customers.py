@@ -73,8 +73,15 @@ class Comparison:
 def test_a_customer_that_cannot_be_compared_costs_no_other_one_its_turn() -> None:
     customers = cast(Any, Customers())
     comparison = Comparison()
+    looked: list[tuple[str, datetime]] = []
     run = ReconcileCustomers(
-        customers, customers, customers, cast(Any, comparison), load_meters(), threads=2
+        customers,
+        customers,
+        customers,
+        cast(Any, comparison),
+        load_meters(),
+        list_after_end=lambda customer, now: looked.append((customer, now)),
+        threads=2,
     )(NOW, customers=["alpha", "beta", "gamma", "delta"])
     assert [books.customer for books in run.books] == ["beta", "delta"]
     assert run.failed == {
@@ -83,3 +90,18 @@ def test_a_customer_that_cannot_be_compared_costs_no_other_one_its_turn() -> Non
     }
     assert (run.customers, run.left) == (4, None)
     assert comparison.unknown == {"alpha": (), "beta": {START}, "gamma": (), "delta": ()}
+    assert sorted(looked) == [(name, NOW) for name in ("alpha", "beta", "delta", "gamma")]
+
+
+def test_nothing_is_listed_by_a_look_that_changes_nothing() -> None:
+    customers = cast(Any, Customers())
+    looked: list[str] = []
+    ReconcileCustomers(
+        customers,
+        customers,
+        customers,
+        cast(Any, Comparison()),
+        load_meters(),
+        list_after_end=lambda customer, _now: looked.append(customer),
+    )(NOW, customers=["beta"], repair=False)
+    assert not looked

@@ -295,6 +295,8 @@ class Bench:
     inbox: FakeInbox = field(default_factory=FakeInbox)
     synced: list[str] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)
+    listed: list[tuple[str, ...]] = field(default_factory=list)
+    """Customers, each with the invoices that were checked before."""
     alerts: list[tuple[str, ...]] = field(default_factory=list)
     dropped: list[DroppedUsage] = field(default_factory=list)
     fails: bool = False
@@ -327,6 +329,7 @@ class Bench:
             self,  # type: ignore[arg-type]  # a list is a sequence of what it holds
             sync=self.sync,
             check_invoice=lambda invoice, _now: self.checked.append(invoice),
+            list_after_end=lambda customer, _now: self.listed.append((customer, *self.checked)),
             tell_alert=lambda event_id, customers, _now: self.alerts.append((event_id, *customers)),
         )
         return service(notice, NOW).applied
@@ -338,6 +341,7 @@ def test_an_event_of_a_subscription_has_its_customer_asked_about(kind: str) -> N
     notice = make_notice("evt_1", f"customer.subscription.{kind}")
     assert bench.apply(notice) is Applied.SUBSCRIPTION_SYNCED
     assert bench.synced == ["acme"]
+    assert bench.listed == [("acme",)]
     told = datetime.fromtimestamp(notice.created_s, UTC)
     assert bench.changed_at == (told if kind == "updated" else None)
 
@@ -347,6 +351,7 @@ def test_an_event_of_an_invoice_has_the_period_read_before_the_invoice(kind: str
     bench = Bench()
     assert bench.apply(make_notice("evt_1", f"invoice.{kind}")) is Applied.INVOICE_CHECKED
     assert (bench.synced, bench.checked) == (["acme"], ["in_1"])
+    assert bench.listed == [("acme", "in_1")], "no invoice waits for it"
 
 
 def test_an_alert_is_told_of_to_those_it_is_about_once() -> None:

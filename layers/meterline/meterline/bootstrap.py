@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from meterline.services.check_invoice import CheckInvoice
     from meterline.services.compare_usage import CompareUsage
     from meterline.services.emit_usage import EmitUsage
+    from meterline.services.list_after_end import ListAfterEnd
     from meterline.services.manage_customers import ManageCustomers
     from meterline.services.notify import Notify
     from meterline.services.poll_stripe_events import PollStripeEvents
@@ -410,6 +411,14 @@ def apply_stripe_event(environment: Environment) -> ApplyStripeEvent:
             DynamoPlans(wire, accounts_table),
         ),
         check_invoice=make_invoice_settlement(environment, wire),
+        list_after_end=make_list_after_end(
+            wire,
+            stripe_access,
+            accounts_table=accounts_table,
+            events_table=require(environment, "EVENTS_TABLE"),
+            totals_table=require(environment, "TOTALS_TABLE"),
+            emissions_table=require(environment, "EMISSIONS_TABLE"),
+        ),
         tell_alert=TellAlert(
             events,
             DynamoGuardrails(wire, accounts_table),
@@ -648,7 +657,8 @@ def reconcile_usage(environment: Environment) -> tuple[ReconcileCustomers, RunCu
     accounts = DynamoAccounts(wire, require(environment, "ACCOUNTS_TABLE"))
     queue_url = require(environment, "EMISSIONS_QUEUE_URL")
     dead_url = require(environment, "EMISSIONS_DLQ_URL")
-    billed = StripeUsage(_access_stripe(environment, retries=3))
+    stripe_access = _access_stripe(environment, retries=3)
+    billed = StripeUsage(stripe_access)
     reconcile, counted = make_reconciliation(
         wire,
         events_table=require(environment, "EVENTS_TABLE"),
@@ -661,7 +671,21 @@ def reconcile_usage(environment: Environment) -> tuple[ReconcileCustomers, RunCu
         inbox=SqsEmissionInbox(queue_url, dead_url),
     )
     return (
-        ReconcileCustomers(accounts, accounts, counted, reconcile, load_meters()),
+        ReconcileCustomers(
+            accounts,
+            accounts,
+            counted,
+            reconcile,
+            load_meters(),
+            list_after_end=make_list_after_end(
+                wire,
+                stripe_access,
+                accounts_table=require(environment, "ACCOUNTS_TABLE"),
+                events_table=require(environment, "EVENTS_TABLE"),
+                totals_table=require(environment, "TOTALS_TABLE"),
+                emissions_table=require(environment, "EMISSIONS_TABLE"),
+            ),
+        ),
         DynamoRunCursor(wire, require(environment, "BOOKS_TABLE"), "reconcile_usage"),
     )
 
@@ -710,6 +734,38 @@ def make_reconciliation(
             ),
         ),
         counted,
+    )
+
+
+def make_list_after_end(
+    wire: DynamoWire,
+    stripe_access: StripeAccess,
+    *,
+    accounts_table: str,
+    events_table: str,
+    totals_table: str,
+    emissions_table: str,
+) -> ListAfterEnd:
+    """What lists usage that was taken after an end, for each function and command that does."""
+    from meterline.adapters.dynamodb_accounts import DynamoAccounts
+    from meterline.adapters.dynamodb_emissions import DynamoEmissions
+    from meterline.adapters.dynamodb_ledger import DynamoLedger
+    from meterline.adapters.dynamodb_sending_records import (
+        DynamoCountedHours,
+        DynamoSendingRecords,
+    )
+    from meterline.adapters.stripe_subscriptions import StripeSubscriptions
+    from meterline.catalog import load_meters
+    from meterline.services.list_after_end import ListAfterEnd
+
+    return ListAfterEnd(
+        DynamoAccounts(wire, accounts_table),
+        StripeSubscriptions(stripe_access),
+        DynamoCountedHours(wire, totals_table),
+        DynamoLedger(wire, events_table),
+        DynamoSendingRecords(wire, emissions_table),
+        DynamoEmissions(wire, emissions_table),
+        load_meters(),
     )
 
 

@@ -165,6 +165,18 @@ class DynamoEmissions:
         self._save(due, item, sending.version, opened, now)
         return saved
 
+    def open_problem(self, due: EmissionDue, problem: Problem, now: datetime) -> bool:
+        """Open it by itself, where nothing else is open of that event; whether it is."""
+        update = self._open_problem(due, problem, now)
+        update["ConditionExpression"] = "attribute_not_exists(problem) OR code = :code"
+        try:
+            self._wire.call("UpdateItem", update)
+        except StorageError as error:
+            if error.code != _CONDITION_FAILED:
+                raise
+            return False
+        return True
+
     def resolve_problem(self, due: EmissionDue, identifier: str, now: datetime) -> None:
         """Take the problem out of the index `by_problem`; the item stays as the record of it."""
         self._update_existing(

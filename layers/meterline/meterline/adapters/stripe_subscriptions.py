@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from meterline.adapters.stripe_access import StripeAccess, read_refusal, translate_errors
 from meterline.domain.periods import Interval, Period
-from meterline.domain.subscriptions import Subscription
+from meterline.domain.subscriptions import Life, Subscription
 from meterline.errors import BillingUnavailableError
 
 if TYPE_CHECKING:
@@ -33,20 +34,30 @@ class StripeSubscriptions:
 
     def of(self, billing_customer: str, now: datetime) -> Subscription | None:
         """The customer's subscription: of several a live one, one of our catalog, the newest."""
+        candidates = self._list(billing_customer)
+        if not candidates:
+            return None
+        return read_subscription(min(candidates, key=_rank), now)
+
+    def lives_of(self, billing_customer: str) -> Sequence[Life]:
+        """The lives of the customer's subscriptions that bill usage, or did."""
+        return [
+            _read_life(each)
+            for each in self._list(billing_customer)
+            if each.status != "incomplete_expired" and any(map(_is_metered, each.items.data))
+        ]
+
+    def _list(self, billing_customer: str) -> list[stripe.Subscription]:
         try:
             with translate_errors():
                 listed = self._stripe.open().v1.subscriptions.list(
                     {"customer": billing_customer, "status": "all", "limit": 100}
                 )
-                found = list(listed.auto_paging_iter())
+                return [each for each in listed.auto_paging_iter() if each.items.data]
         except BillingUnavailableError as error:
             if read_refusal(error) == "resource_missing":
-                return None
+                return []
             raise
-        candidates = [each for each in found if each.items.data]
-        if not candidates:
-            return None
-        return read_subscription(min(candidates, key=_rank), now)
 
 
 def read_subscription(found: stripe.Subscription, now: datetime) -> Subscription:
@@ -78,6 +89,16 @@ def read_subscription(found: stripe.Subscription, now: datetime) -> Subscription
         metered_since=added,
         metered_price=metered.price.id if metered else None,
     )
+
+
+def _read_life(found: stripe.Subscription) -> Life:
+    """It bills from its start, or the date that it was dated back to, until it ends."""
+    [first, *_] = filter(_is_metered, found.items.data)
+    end = None
+    if found.ended_at is not None:
+        # One that is not renewed may be ended a moment after its last period.
+        end = _moment(min(found.ended_at, first.current_period_end))
+    return Life(_moment(min(found.start_date, first.current_period_start)), end)
 
 
 def _rank(found: stripe.Subscription) -> tuple[int, bool, int]:

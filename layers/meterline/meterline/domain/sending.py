@@ -33,6 +33,9 @@ MAX_HOLD_S = 3600
 LINGER_S = 120
 """A send without an answer may still arrive for so long: twice what the function may run."""
 
+AFTER_END_SEQUENCE = -1
+"""No send has it: in the place of a send's number it names what of an hour nobody bills."""
+
 _MAX_STRAYS = 16
 _REFUSED_FOR_CONTENT = frozenset({RefusalCode.BAD_VALUE, RefusalCode.TOO_MANY_DIGITS})
 
@@ -339,7 +342,8 @@ class HourSending:
 
 
 def hour_identifier(customer: str, meter: str, hour: datetime, sequence: int) -> str:
-    """The identifier of one send of an hour's total, 44 characters; sequence 0 names the hour.
+    """The identifier of one send of an hour's total, 44 characters; sequence 0 names the hour,
+    and `AFTER_END_SEQUENCE` the part of it that was used after a subscription's end.
 
     It counts the sends, not the events: to mend an older total that arrived late, the same total
     must be sent again, and under its first identifier it would be refused as a repeat.

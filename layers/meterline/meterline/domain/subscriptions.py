@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -11,6 +12,29 @@ MAX_PAST = 36
 """Past periods that are remembered as they were; older ones follow from the anchor."""
 
 _UNBILLED = frozenset({"canceled", "incomplete", "incomplete_expired", "paused"})
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """From when to when a subscription bills what is used; `end` is None while it goes on."""
+
+    start: datetime
+    end: datetime | None
+
+
+def find_gaps(lives: Iterable[Life], until: datetime) -> list[Period]:
+    """The time up to `until` in which none of them bills any more, or not yet again."""
+    gaps = []
+    ended_at: datetime | None = None
+    for life in sorted(lives, key=lambda life: life.start):
+        if ended_at is not None and ended_at < min(life.start, until):
+            gaps.append(Period(ended_at, min(life.start, until)))
+        if life.end is None:
+            return gaps
+        ended_at = max(life.end, ended_at or life.end)
+    if ended_at is not None and ended_at < until:
+        gaps.append(Period(ended_at, until))
+    return gaps
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ Sync = Callable[[str, datetime, datetime | None], object]
 """Bring the subscription of a customer in step (`SyncSubscriptions`)."""
 CheckInvoice = Callable[[str, datetime], object]
 """Compare an invoice, by the billing layer's id, with the ledger (`SettleInvoices`)."""
+ListAfterEnd = Callable[[str, datetime], object]
+"""List what was taken of a customer's usage after its subscription's end (`ListAfterEnd`)."""
 TellAlert = Callable[[str, Sequence[str], datetime], object]
 """Tell the customers whom an alert is about, by the id of its event (`TellAlert`)."""
 
@@ -53,6 +55,7 @@ class ApplyStripeEvent:
         *,
         sync: Sync,
         check_invoice: CheckInvoice,
+        list_after_end: ListAfterEnd,
         tell_alert: TellAlert,
     ) -> None:
         self._inbox = inbox
@@ -61,6 +64,7 @@ class ApplyStripeEvent:
         self._dropped = dropped
         self._sync = sync
         self._check_invoice = check_invoice
+        self._list_after_end = list_after_end
         self._tell_alert = tell_alert
 
     def __call__(self, notice: Notice, now: datetime) -> Application:
@@ -91,8 +95,11 @@ class ApplyStripeEvent:
             changed_at = datetime.fromtimestamp(notice.created_s, UTC)
         for customer in customers:
             self._sync(customer, now, changed_at)
-        if not notice.type.startswith("invoice.") or notice.type == "invoice.upcoming":
-            return Application(Applied.SUBSCRIPTION_SYNCED, customers)
-        if notice.object_id is not None:
-            self._check_invoice(notice.object_id, now)
-        return Application(Applied.INVOICE_CHECKED, customers)
+        applied = Applied.SUBSCRIPTION_SYNCED
+        if notice.type.startswith("invoice.") and notice.type != "invoice.upcoming":
+            if notice.object_id is not None:
+                self._check_invoice(notice.object_id, now)
+            applied = Applied.INVOICE_CHECKED
+        for customer in customers:
+            self._list_after_end(customer, now)
+        return Application(applied, customers)
