@@ -72,6 +72,15 @@ def test_hard_limit_refuses_what_would_pass_it_and_not_a_thousandth_less() -> No
     assert guarded.ask(ACME, "1").is_allowed
 
 
+def test_hard_limit_that_was_passed_refuses_what_is_rated_at_nothing() -> None:
+    guarded = make_guarded(Limits(stop_at=QuantityLimit(Decimal("10.5"))))
+    guarded.use(ACME, "10.5")
+    assert guarded.ask(ACME, "0").is_allowed
+    guarded.use(ACME, "0.001")
+    refused = guarded.ask(ACME, "0")
+    assert (refused.is_allowed, refused.code) == (False, "hard_limit")
+
+
 def test_hard_limit_in_money_stops_before_the_bill_is_higher() -> None:
     # $29 with 1,000 credits, then half a cent each.
     guarded = make_guarded(Limits(stop_at=MoneyLimit(3000, "usd")))

@@ -125,12 +125,21 @@ def test_an_amount_of_exactly_the_base_fee_is_the_quota_and_a_cents_rounding() -
         ("50", "money", money(5000)),
         ("49.9", "money", money(4990)),
         ("1,250.50", "money", money(125050)),
+        ("1,000,000", "quantity", QuantityLimit(Decimal(1_000_000))),
         ("5000", "quantity", QuantityLimit(Decimal(5000))),
         ("0.5", "quantity", QuantityLimit(Decimal("0.5"))),
     ],
 )
 def test_a_form_is_read_as_it_is_typed(typed: str, unit: str, limit: Limit | None) -> None:
     assert read_form({"stop_at": typed, "stop_at_in": unit}, PRO).stop_at == limit
+
+
+@pytest.mark.parametrize("typed", ["49,90", "12,5", "1,2345", "1234,567", ",5", "1,,000", "5,"])
+def test_a_comma_that_parts_no_thousands_is_refused_not_left_out(typed: str) -> None:
+    for unit in ("money", "quantity"):
+        with pytest.raises(InvalidLimitError) as refused:
+            read_form({"stop_at": typed, "stop_at_in": unit}, PRO)
+        assert refused.value.code == "invalid_number"
 
 
 def test_yen_have_no_cents() -> None:

@@ -25,7 +25,8 @@ from meterline.domain.pricing import Plan
 from meterline.domain.quantities import QUANTITY_PATTERN
 from meterline.domain.times import format_time
 
-_FORM_NUMBER = re.compile(r"[0-9]{1,15}(\.[0-9]{1,12})?", re.ASCII)
+_FORM_NUMBER = re.compile(r"([0-9]{1,15}|[0-9]{1,3}(,[0-9]{3}){1,4})(\.[0-9]{1,12})?", re.ASCII)
+"""Commas only between thousands: `49,90` is no 4,990, and nobody's limit is to be a hundredfold."""
 
 
 class UnreadableNumberError(InvalidLimitError):
@@ -108,12 +109,12 @@ def _write(limit: Limit | None) -> dict[str, Any] | None:
 
 
 def _read_field(field: str, form: Mapping[str, str], plan: Plan) -> Limit | None:
-    text = form.get(field, "").strip().replace(",", "")
+    text = form.get(field, "").strip()
     if not text:
         return None
     if not _FORM_NUMBER.fullmatch(text):
         raise UnreadableNumberError(field, "Write a number such as 50 or 49.90.")
-    number = Decimal(text)
+    number = Decimal(text.replace(",", ""))
     if form.get(f"{field}_in") == "quantity":
         return QuantityLimit(number)
     amount = number.scaleb(count_decimals(plan.currency))

@@ -213,8 +213,8 @@ class AuthorizeUsage:
             if expired:
                 self._budgets.give_back(customer, meter.id, expired)
                 continue
-            room = budget.room(stop_sub_units)
-            if hold.sub_units > room:
+            if budget.committed + hold.sub_units > stop_sub_units:
+                room = budget.room(stop_sub_units)
                 return _refuse(terms, limits, meter.from_sub_units(room))
             if len(budget.holds) >= MAX_HOLDS:
                 return _deny(
