@@ -242,11 +242,11 @@ class CatalogPlans:
 class Guarded:
     """Customers whose usage is counted at once, and who ask for leave."""
 
-    def __init__(self) -> None:
+    def __init__(self, history: FakeHistory | None = None) -> None:
         self.budgets = FakeBudgets()
         self.guardrails = FakeGuardrails()
         self.bus = FakeBus()
-        self.history = FakeHistory()
+        self.history = history or FakeHistory()
         self.authorize_usage = AuthorizeUsage(
             self.guardrails, self.budgets, CatalogPlans(), METERS, self.measure
         )

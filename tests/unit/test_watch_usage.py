@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
 from decimal import Decimal
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from meterline.domain.limits import Limits, QuantityLimit
 from meterline.domain.notifications import Happening
 from meterline.errors import StorageUnavailableError
-from tests.guardrail_fakes import NOW, Guarded, Pair
+from tests.guardrail_fakes import NOW, FakeHistory, Guarded, Pair
 
 BUDGET_S = 2.0
 
@@ -99,3 +100,18 @@ def test_a_table_that_answers_too_late_is_left_to_the_scan_and_one_that_fails_is
     guarded.guardrails.before_record = fail
     with pytest.raises(StorageUnavailableError):
         guarded.watch_usage(pairs, NOW)
+
+
+def test_a_runaway_is_stopped_also_where_nobody_can_say_in_time_what_it_does() -> None:
+    class Slow(FakeHistory):
+        def find_top(self, customer: str, meter: str, day: date, kind: str) -> str | None:
+            raise StorageUnavailableError("the time for it is up")
+
+    guarded = Guarded(Slow())
+    guarded.make("acme")
+    guarded.use("acme", "1000000")
+    assert guarded.watch_usage([("acme", "credits")], NOW).frozen == ["acme"]
+    [frozen] = [
+        each for each in guarded.bus.published if each.happening is Happening.CUSTOMER_FROZEN
+    ]
+    assert (frozen.facts["top_action"], frozen.facts["top_user"]) == ("not known", "not known")

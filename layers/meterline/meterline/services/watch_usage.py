@@ -218,7 +218,6 @@ class WatchUsage:
             if newest - 12 < slot and sub_units > quick
         ]
         since_s = min(quick_slots, default=newest) * SLOT_S
-        today = now.date()
         return {
             "meter": meter,
             "unit": unit.unit,
@@ -226,9 +225,16 @@ class WatchUsage:
             "typical_day": f"{unit.from_sub_units(trip.typical_day):f}",
             "threshold": f"{unit.from_sub_units(trip.threshold):f}",
             "since": format_time(datetime.fromtimestamp(since_s, now.tzinfo)),
-            "top_action": self._history.find_top(customer, meter, today, "action") or "not named",
-            "top_user": self._history.find_top(customer, meter, today, "user") or "not named",
+            "top_action": self._find_top(customer, meter, now.date(), "action"),
+            "top_user": self._find_top(customer, meter, now.date(), "user"),
         }
+
+    def _find_top(self, customer: str, meter: str, day: date, kind: str) -> str:
+        try:
+            return self._history.find_top(customer, meter, day, kind) or "not named"
+        except StorageUnavailableError:
+            # A day of very many names takes long to read, and a runaway is not to wait for it.
+            return "not known"
 
     def _list_days(self, customer: str, meter: str, now: datetime) -> Sequence[DayUse]:
         last = now.date() - timedelta(days=1)
