@@ -6,7 +6,7 @@ import hashlib
 from datetime import datetime
 
 from meterline.domain.usage import EventKey, LedgerEntry
-from meterline.errors import MeterlineError, NotFoundError
+from meterline.errors import MeterlineError, NotFoundError, StorageUnavailableError
 from meterline.ports import EventsByKey, Ledger, Recorded
 
 SOURCE = "meterline.correction"
@@ -52,6 +52,8 @@ class CorrectEvent:
             response_id=key.id[:255],
         )
         [outcome] = self._ledger.record([entry])
+        if outcome is Recorded.UNDECIDED:
+            raise StorageUnavailableError(f"{key.id} is perhaps not taken back: try it again")
         if outcome is not Recorded.ACCEPTED:
             raise AlreadyCorrectedError(f"{key.id} was taken back before ({outcome.name.lower()}).")
         return entry

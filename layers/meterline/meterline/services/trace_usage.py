@@ -211,7 +211,8 @@ class TraceUsage:
         customer, hour = entry.key.customer, floor_hour(entry.at)
         sending = self._emissions.load_hour(HourDue(customer, entry.meter, hour))
         counted = self._counted.hours_between(customer, entry.meter, hour, hour + HOUR).get(hour)
-        kind, _, code = (sending.lapse or "").partition(":")
+        # A crash between a problem and its dead letter leaves it as one that is being parked.
+        kind, _, code = (sending.lapse or "").removeprefix("parking:").partition(":")
         if counted is None:
             state = SendingState.UNCOUNTED
         elif kind:
