@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from meterline.http import MAX_BODY_BYTES
 from meterline.schemas.openapi import build_document
 from tests.e2e.billed import BilledUsage, await_value, make_customer
 from tests.e2e.conftest import Answer, Api
@@ -128,6 +129,17 @@ def test_what_other_cloudevents_clients_add_is_let_through(api: Api) -> None:
         "partitionkey": "cloudevents",
     }
     assert post(api, event) == told(accepted=1)
+
+
+def test_the_longest_body_is_taken_and_one_byte_more_is_refused_by_the_function(api: Api) -> None:
+    assert api.put_customer("longest").status == 200
+    # Every line feed is two bytes where the body is text within JSON.
+    body = json.dumps(make_event("longest", "a")).encode().ljust(MAX_BODY_BYTES, b"\n")
+    answer = api.call("POST", "/v1/usage", key=api.usage_key, body=body)
+    assert (answer.status, answer.told) == (202, told(accepted=1))
+    refused = api.call("POST", "/v1/usage", key=api.usage_key, body=body + b"\n")
+    assert (refused.status, refused.told["code"]) == (413, "body_too_large")
+    check_described(api, "POST", "/v1/usage", refused)
 
 
 def test_1000_events_in_one_call_are_answered_with_a_wide_margin(api: Api) -> None:

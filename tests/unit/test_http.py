@@ -25,6 +25,9 @@ from meterline.errors import (
 from meterline.http import MAX_BODY_BYTES, MAX_FIELD_ERRORS, answer, make_app, problem, read_json
 from meterline.schemas.customers import CustomerInput
 
+LAMBDA_EVENT_BYTES = 6_291_456
+"""What Lambda takes in a call (Lambda's quotas, "6 MB each for request and response")."""
+
 
 def make_call(
     body: str | None,
@@ -98,7 +101,21 @@ def test_what_is_not_json_is_said_not_to_be(body: str) -> None:
 def test_a_body_is_measured_in_bytes() -> None:
     assert read('"' + "x" * (MAX_BODY_BYTES - 2) + '"')
     assert refuse('"' + "x" * (MAX_BODY_BYTES - 1) + '"') == "body_too_large"
-    assert refuse('"' + "\u20ac" * (MAX_BODY_BYTES // 3) + '"') == "body_too_large"
+    assert refuse('"' + "\u20ac" * (MAX_BODY_BYTES // 3 + 1) + '"') == "body_too_large"
+
+
+@pytest.mark.parametrize("is_ascii", [True, False])
+@pytest.mark.parametrize(
+    "piece", ['"",', r'"\",', "\n", "\u00e9", "\u20ac", "\U0001f9fe"], ids=ascii
+)
+def test_the_longest_body_fits_into_an_event_however_it_is_escaped(
+    piece: str, is_ascii: bool
+) -> None:
+    body = piece * (MAX_BODY_BYTES // len(piece.encode()))
+    assert MAX_BODY_BYTES - 4 < len(body.encode()) <= MAX_BODY_BYTES
+    # API Gateway takes 10,240 bytes of request line and headers, and tells some of them twice.
+    event = {"headers": {"x": '"' * 10_240}, "rawPath": '"' * 10_240, "body": body}
+    assert len(json.dumps(event, ensure_ascii=is_ascii).encode()) <= LAMBDA_EVENT_BYTES
 
 
 def test_half_a_surrogate_pair_is_json_and_no_text() -> None:

@@ -30,8 +30,10 @@ from meterline.errors import (
 from meterline.failures import list_places
 from meterline.schemas.locations import write_location
 
-MAX_BODY_BYTES = 4 * 1024 * 1024
-"""Bytes of a body. A function takes 6 MB as API Gateway hands them over: JSON within JSON."""
+MAX_BODY_BYTES = 2_000_000
+"""Bytes of a body. An event for a function has at most 6,291,456 bytes (Lambda's quotas), and API
+Gateway puts the body into it as text within JSON: two bytes for a quotation mark, and up to six
+for two of another script. So what is shorter always arrives, and is answered by ourselves."""
 _MAX_DIGITS = 4_300
 """What Python reads of a whole number unless it is told otherwise (its documentation, `int`)."""
 MAX_FIELD_ERRORS = 20
