@@ -70,8 +70,7 @@ load: $(INSTALLED) ## The stack under load, and its books. MINUTES=10 RATE=event
 	@$(BIN)/python -m tests.load $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RATE),--rate $(RATE))
 
 deploy: $(INSTALLED) ## To AWS. PROFILE=staging or PROFILE=production, a section of samconfig.toml
-	$(BIN)/sam build --config-env $(PROFILE)
-	$(BIN)/python -m infra.cli deploy $(PROFILE)
+	@$(BIN)/python -m infra.cli deploy "$(PROFILE)"
 
 DYNAMODB_LOCAL := .local/dynamodb-local
 DYNAMODB_LOCAL_PACKAGE := amplify-dynamodb-simulator@2.9.30

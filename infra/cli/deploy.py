@@ -1,4 +1,4 @@
-"""`deploy`: what `sam build` made, to AWS, so that a first deployment that fails leaves nothing.
+"""`deploy`: build and deploy to AWS, so that a first deployment that fails leaves nothing.
 
 CloudFormation takes back what a failed first deployment made, and cannot take back a table that is
 protected from deletion: the stack would end in ROLLBACK_FAILED. So a first deployment comes in two
@@ -23,12 +23,21 @@ _NOT_THERE = "does not exist"
 """AWS has no code of its own for it: a ValidationError with these words."""
 
 
+_PROFILES: Mapping[str, Mapping[str, Any]] = {
+    name: settings
+    for name, settings in tomllib.loads((REPOSITORY / "samconfig.toml").read_text()).items()
+    # `version` is not a profile, and `local` is the emulator's.
+    if isinstance(settings, dict) and name != "local"
+}
+
+
 @click.command("deploy")
-@click.argument("profile", type=click.Choice(["staging", "production"]))
+@click.argument("profile", type=click.Choice([*_PROFILES]))
 def command(profile: str) -> None:
-    """Deploy what `sam build` made, as PROFILE of samconfig.toml says. `make deploy` does both."""
-    settings = tomllib.loads((REPOSITORY / "samconfig.toml").read_text())[profile]
+    """Build and deploy, as PROFILE of samconfig.toml says: what `make deploy` does."""
+    settings = _PROFILES[profile]
     region = settings["global"]["parameters"].get("region")
+    _run_sam(["build", "--config-env", profile])
     deploy(profile, settings, boto3.client("cloudformation", region_name=region), _run_sam)
 
 

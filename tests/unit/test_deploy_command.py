@@ -8,8 +8,9 @@ from typing import Any
 import botocore.exceptions
 import click
 import pytest
+from click.testing import CliRunner
 
-from infra.cli.deploy import deploy
+from infra.cli.deploy import command, deploy
 
 SETTINGS = {
     "global": {"parameters": {"stack_name": "meterline-staging"}},
@@ -89,3 +90,10 @@ def test_a_first_step_that_fails_is_not_followed_by_the_second() -> None:
 def test_a_stack_that_cannot_be_looked_up_is_not_taken_for_a_new_one() -> None:
     with pytest.raises(click.ClickException, match="may not"):
         run_deploy(FakeStacks(None, "may not be described by you"))
+
+
+@pytest.mark.parametrize("profile", ["foo", "local", "version", ""])
+def test_a_profile_that_is_not_there_is_refused_before_anything_is_built(profile: str) -> None:
+    ended = CliRunner().invoke(command, [profile])
+    assert ended.exit_code == 2
+    assert f"'{profile}' is not one of 'staging', 'production'" in ended.output
