@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import boto3
 import click
 
-from infra.cli.operator import Trail, reason_options
+from infra.cli.operator import Trail, actor_option, reason_options
 from infra.cli.stack_access import Stack, choose_customers, open_stack, stack_option
 from infra.cli.stripe_access import access_stripe, read_key, stripe_options
 from meterline.adapters.dynamodb_accounts import DynamoAccounts
@@ -31,7 +31,13 @@ from meterline.adapters.stripe_invoices import StripeInvoices
 from meterline.adapters.stripe_usage import StripeUsage
 from meterline.bootstrap import make_list_after_end, make_reconciliation, make_recount
 from meterline.catalog import load_meters
-from meterline.domain.invoice_checks import HoldReason, InvoiceCheck, write_event_line
+from meterline.domain.emission import Lapse
+from meterline.domain.invoice_checks import (
+    HoldReason,
+    InvoiceCheck,
+    write_event_line,
+    write_quantity,
+)
 from meterline.domain.reconciliation import Difference
 from meterline.errors import MeterlineError
 from meterline.services.reconcile_customers import ReconcileCustomers
@@ -120,7 +126,8 @@ def reconcile(
 @click.option("--from", "start", type=click.DateTime(), required=True, help="UTC, of the events.")
 @click.option("--to", "end", type=click.DateTime(), help="UTC, not included; now if not given.")
 @click.option("--dry-run", is_flag=True, help="List them, and change nothing.")
-@reason_options
+@actor_option
+@click.option("--reason", help="Why; it is kept. A dry run needs none.")
 @stack_option
 def recount(
     stack_name: str,
@@ -129,7 +136,7 @@ def recount(
     start: datetime,
     end: datetime | None,
     actor: str,
-    reason: str,
+    reason: str | None,
     *,
     dry_run: bool,
 ) -> None:
@@ -141,8 +148,10 @@ def recount(
     span = (start.replace(tzinfo=UTC), end.replace(tzinfo=UTC) if end else now)
     if span[0] >= span[1]:
         raise click.UsageError("--from must be before --to, and before now")
+    if not dry_run and not reason:
+        raise click.UsageError("Missing option '--reason': it is kept with what was counted")
     stack, wire = _open(stack_name)
-    trail = Trail(stack, wire, actor, reason)
+    trail = Trail(stack, wire, actor, reason or "")
     job = make_recount(
         wire,
         events_table=stack.table("Events"),
@@ -184,6 +193,16 @@ def findings(stack_name: str) -> None:
     for difference in DynamoFindings(stack.wire(), stack.table("Books")).list_open():
         key = difference.key
         click.echo(f"{key.customer}\t{key.meter}\t{_describe(difference)}")
+
+
+@command.command("unbilled")
+@stack_option
+def unbilled(stack_name: str) -> None:
+    """Usage that no invoice asks for, one a line: kind, code, customer, meter, when, how much,
+    the identifier at Stripe, and why."""
+    stack = open_stack(stack_name)
+    for line in describe_unbilled(DynamoSendingRecords(stack.wire(), stack.table("Emissions"))):
+        click.echo(line)
 
 
 @command.command("invoices")
@@ -286,6 +305,21 @@ def audit(stack_name: str, month: datetime | None) -> None:
             f"{entry.at:%Y-%m-%dT%H:%M:%SZ}\t{entry.actor}\t{entry.action}\t{entry.subject}"
             f"\t{entry.outcome}\t{entry.reason}"
         )
+
+
+def describe_unbilled(records: DynamoSendingRecords) -> Iterator[str]:
+    """What could not be billed and is not settled, a line each, kind by kind."""
+    meters = load_meters()
+    for kind in Lapse:
+        for customer, meter, problem in records.list_open(kind):
+            at = datetime.fromtimestamp(problem.at_s, UTC)
+            quantity = f"{problem.sub_units} sub-units"
+            if meter in meters:
+                quantity = write_quantity(meters[meter].from_sub_units(problem.sub_units))
+            yield (
+                f"{kind}\t{problem.code}\t{customer}\t{meter}\t{at:%Y-%m-%dT%H:%M:%SZ}"
+                f"\t{quantity}\t{problem.identifier}\t{problem.message}"
+            )
 
 
 def _open(stack_name: str) -> tuple[Stack, DynamoWire]:

@@ -22,6 +22,7 @@ RELINKED = (
 RECOUNT = "only what the stream lost, hours ago: tests/faults/test_recount.py"
 REPAIR = "only sends that are too old to be in flight: tests/faults/test_reconciliation.py"
 LATE = "whoever comes first settles late usage: tests/faults/test_invoice_day.py"
+AFTER_END = "only what Stripe took after a subscription's end: tests/faults/test_after_end.py"
 RATES = "a key's calls are written down by many calls in one second: tests/e2e/test_keys.py"
 SPIKE = "only a spike that was not told at once: tests/integration/test_invoice_spikes.py"
 RARE = [
@@ -49,6 +50,7 @@ RARE = [
     ),
     ("EmitUsageRole", "sqs:ChangeMessageVisibility", "EmissionsQueue", HANDED_BACK),
     ("ApplyStripeEventRole", "dynamodb:DeleteItem", "table/AccountsTable", RELINKED),
+    ("ApplyStripeEventRole", "dynamodb:BatchGetItem", "table/EmissionsTable", AFTER_END),
     ("ProjectUsageRole", "dynamodb:Query", "table/EmissionsTable", RECOUNT),
     ("ReconcileUsageRole", "dynamodb:BatchGetItem", "table/TotalsTable", RECOUNT),
     ("ReconcileUsageRole", "dynamodb:GetItem", "table/TotalsTable", RECOUNT),

@@ -16,7 +16,7 @@ from meterline.adapters.stripe_access import StripeAccess
 from meterline.adapters.stripe_subscriptions import StripeSubscriptions
 from meterline.catalog import load_meters, load_plans
 from meterline.domain.periods import Interval, Period
-from meterline.domain.subscriptions import follow
+from meterline.domain.subscriptions import Life, follow
 from meterline.errors import BillingUnavailableError
 
 BEGIN = datetime(2026, 1, 31, 9, 41, 7, tzinfo=UTC)
@@ -212,3 +212,36 @@ def test_a_wrong_key_and_no_connection_are_unavailable(billed: Billed) -> None:
     with pytest.raises(BillingUnavailableError):
         nowhere.of("cus_any", NOW)
     assert stripe.api_key is None
+
+
+def test_lives_end_where_billing_ends_and_what_never_billed_has_none(billed: Billed) -> None:
+    v1 = billed.client.v1
+    made = billed.subscribe(cancel_at_period_end=True)
+    told = {
+        "customer": made.customer,
+        "collection_method": "send_invoice",
+        "days_until_due": 30,
+    }
+    assert billed.reader.lives_of(made.customer) == [Life(BEGIN, None)]
+    # The renewal does not take place.
+    billed.advance(made.clock, at("2026-03-05T00:00:00"))
+    first = Life(BEGIN, at("2026-02-28T09:41:07"))
+    assert billed.reader.lives_of(made.customer) == [first]
+    without_usage: Any = {**told, "items": [{"price": billed.base}]}
+    v1.subscriptions.create(without_usage)
+    assert billed.reader.lives_of(made.customer) == [first], "it bills no usage"
+    back = at("2026-03-01T00:00:00")
+    dated_back: Any = {
+        **told,
+        "items": [{"price": billed.usage}],
+        "backdate_start_date": int(back.timestamp()),
+    }
+    again = v1.subscriptions.create(dated_back)
+    assert sorted(billed.reader.lives_of(made.customer), key=lambda each: each.start) == [
+        first,
+        Life(back, None),
+    ]
+    billed.advance(made.clock, at("2026-03-07T12:00:00"))
+    v1.subscriptions.cancel(again.id, {"invoice_now": True})
+    assert Life(back, at("2026-03-07T12:00:00")) in billed.reader.lives_of(made.customer)
+    assert billed.reader.lives_of("cus_nobody") == []

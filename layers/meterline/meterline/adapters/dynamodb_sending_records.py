@@ -19,7 +19,7 @@ from meterline.adapters.dynamodb_emissions import (
 )
 from meterline.adapters.dynamodb_wire import DynamoWire, Item, query_pages, read_many
 from meterline.adapters.partition_keys import partition_key
-from meterline.domain.emission import AFTER_END, BatchDue, Lapse
+from meterline.domain.emission import AFTER_END, BatchDue, Lapse, Problem
 from meterline.domain.measuring import HourTotal
 from meterline.domain.periods import Period
 from meterline.domain.reconciliation import BatchRecord, SentEntry
@@ -113,13 +113,18 @@ class DynamoSendingRecords:
 
     def list_late(self) -> Iterator[tuple[str, str, datetime]]:
         """Customer, meter and time of every event that is late and not settled."""
-        return self._list_open(Lapse.LATE)
+        return self._list_times(Lapse.LATE)
 
     def list_unknown(self) -> Iterator[tuple[str, str, datetime]]:
         """Customer, meter and time of every send that is unknown and not settled."""
-        return self._list_open(Lapse.UNKNOWN)
+        return self._list_times(Lapse.UNKNOWN)
 
-    def _list_open(self, kind: Lapse) -> Iterator[tuple[str, str, datetime]]:
+    def _list_times(self, kind: Lapse) -> Iterator[tuple[str, str, datetime]]:
+        for customer, meter, problem in self.list_open(kind):
+            yield customer, meter, datetime.fromtimestamp(problem.at_s, UTC)
+
+    def list_open(self, kind: Lapse) -> Iterator[tuple[str, str, Problem]]:
+        """Customer, meter and problem of all that is open of a kind, oldest usage first."""
         request = {
             "TableName": self._table,
             "IndexName": "by_problem",
@@ -127,8 +132,15 @@ class DynamoSendingRecords:
             "ExpressionAttributeValues": {":kind": {"S": kind}},
         }
         for item in query_pages(self._wire, request):
-            at = datetime.fromtimestamp(int(item["at_s"]["N"]), UTC)
-            yield item["customer"]["S"], item["meter"]["S"], at
+            problem = Problem(
+                kind,
+                item["code"]["S"],
+                item["message"]["S"],
+                item["identifier"]["S"],
+                int(item["at_s"]["N"]),
+                int(item["sub_units"]["S"]),
+            )
+            yield item["customer"]["S"], item["meter"]["S"], problem
 
     def late_between(self, customer: str, meter: str, period: Period) -> Sequence[str]:
         """The identifiers of late events of the period, read strongly consistently."""

@@ -12,7 +12,7 @@ from meterline.domain.emission import HourDue
 from meterline.domain.invoice_checks import CheckedSpan, InvoiceCheck
 from meterline.domain.measuring import HOUR, floor_hour
 from meterline.domain.meters import EmissionMode, Meter
-from meterline.domain.sending import Progress, hour_identifier
+from meterline.domain.sending import AFTER_END_SEQUENCE, Progress, hour_identifier
 from meterline.domain.usage import EventKey, LedgerEntry
 from meterline.errors import NotFoundError, SearchedTooLongError
 from meterline.ports import (
@@ -186,12 +186,13 @@ class TraceUsage:
             for span in (check.spans if check is not None else ())
             if span.meter == entry.meter and span.period.start <= entry.at < span.period.end
         ]
-        return TracedEvent(entry, self._find_sent(entry), check, lines[0] if lines else None)
+        sent = self._find_sent(entry, is_invoiced=bool(lines))
+        return TracedEvent(entry, sent, check, lines[0] if lines else None)
 
-    def _find_sent(self, entry: LedgerEntry) -> SentUsage:
+    def _find_sent(self, entry: LedgerEntry, *, is_invoiced: bool) -> SentUsage:
         meter = self.meters[entry.meter]
         if meter.emission is EmissionMode.HOURLY:
-            return self._find_hour(entry)
+            return self._find_hour(entry, is_invoiced=is_invoiced)
         identifier = entry.key.identifier
         if not entry.quantity:
             return SentUsage(meter.emission, identifier, SendingState.NOTHING_TO_SEND)
@@ -207,7 +208,7 @@ class TraceUsage:
             state, batch = _STATES[sent.progress], sent.due.batch
         return SentUsage(meter.emission, identifier, state, batch, problem)
 
-    def _find_hour(self, entry: LedgerEntry) -> SentUsage:
+    def _find_hour(self, entry: LedgerEntry, *, is_invoiced: bool) -> SentUsage:
         customer, hour = entry.key.customer, floor_hour(entry.at)
         sending = self._emissions.load_hour(HourDue(customer, entry.meter, hour))
         counted = self._counted.hours_between(customer, entry.meter, hour, hour + HOUR).get(hour)
@@ -223,6 +224,9 @@ class TraceUsage:
             state = SendingState.PENDING
         identifier = hour_identifier(customer, entry.meter, hour, sending.sequence)
         problem = code.partition(":")[0] or None
+        if state is SendingState.SENT and not is_invoiced:
+            name = hour_identifier(customer, entry.meter, hour, AFTER_END_SEQUENCE)
+            problem = self._records.reasons_of(customer, entry.meter, [name]).get(name)
         return SentUsage(EmissionMode.HOURLY, identifier, state, problem=problem)
 
 
