@@ -39,9 +39,25 @@ def _refuse_to_leave(event: str, arguments: tuple[Any, ...]) -> None:
         raise AssertionError(f"a test may not leave this machine, but connected to {address}")
 
 
+def _forget_surroundings(*prefixes: str) -> None:
+    for name in list(os.environ):
+        if name.upper().startswith(prefixes):
+            del os.environ[name]
+
+
 def pytest_configure() -> None:
-    """Keep every connection on this machine, unless the contract suite is to meet Stripe."""
+    """Keep every connection on this machine, unless the contract suite is to meet Stripe.
+
+    Whose machine it is does not matter: its AWS account and its proxies are not seen.
+    """
+    _forget_surroundings("AWS_")
+    os.environ |= {
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
     if not os.environ.get("STRIPE_API_KEY"):
+        _forget_surroundings("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
         sys.addaudithook(_refuse_to_leave)
 
 

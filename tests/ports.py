@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import subprocess
 import time
 
+_dice = random.SystemRandom()
+
 
 def find_free_port() -> int:
-    """A port that the system says is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that is free now, and that no connection is given as its own before it is used.
+
+    Systems take those from 32768 on (Linux) or 49152 on (IANA), and tests make thousands of
+    connections: one of them would have a port that was free a moment ago.
+    """
+    while True:
+        port = _dice.randrange(15_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float = 60.0) -> None:
+def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float = 240.0) -> None:
     """Wait until the process listens there; AssertionError when it ended or took too long."""
     deadline_s = time.monotonic() + timeout_s
     while True:

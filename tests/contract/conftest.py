@@ -228,7 +228,7 @@ def account() -> Iterator[StripeUnderTest]:
         _tidy(under_test)
         return
     with LocalStripe() as local:
-        under_test = StripeUnderTest(local.client(), patience_s=10.0, poll_s=0.02)
+        under_test = StripeUnderTest(local.client(), patience_s=60.0, poll_s=0.02)
         yield under_test
         _tidy(under_test)
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.faults.ninety_days import simulate
 from tests.faults.ninety_days_audit import Row
 from tests.faults.simulated_service import prepare_ground
 
 
-@pytest.mark.timeout(600)
 def test_ninety_days_end_with_every_invoice_equal_to_the_ledger(dynamodb_local: str) -> None:
     with prepare_ground(dynamodb_local) as ground:
         row = simulate(ground, seed=1, customers=3)

@@ -108,7 +108,7 @@ def test_wound_7_64_calls_at_once_never_walk_past_a_budget_together(desk: Desk) 
 
     def call(number: int) -> Decision:
         if number < 32:
-            start.wait(timeout=30)
+            start.wait(timeout=60)
         return desk.ask("7.003")
 
     with ThreadPoolExecutor(32) as clients:

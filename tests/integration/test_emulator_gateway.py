@@ -49,9 +49,9 @@ class EchoHandler(BaseHTTPRequestHandler):
             if self.server.present == CALLS:
                 self.server.full.set()
         if self.path == "/crowd":
-            self.server.full.wait(10)
+            self.server.full.wait(60)
         if self.path == "/held":
-            self.server.released.wait(10)
+            self.server.released.wait(60)
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         with self.server.lock:
             self.server.present -= 1
@@ -101,7 +101,7 @@ def gateway_before(upstream: Upstream, *options: str) -> Iterator[int]:
         assert gateway.stdout is not None
         yield int(gateway.stdout.readline())
         gateway.stdin.close()
-        gateway.wait(10)
+        gateway.wait(60)
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_what_comes_when_all_room_is_taken_is_told_to_come_again(
     with ThreadPoolExecutor(CALLS + WAITING + 3) as clients:
         answers = clients.map(call, range(CALLS + WAITING + 3))
         for _ in range(3):
-            refused.get(timeout=10)
+            refused.get(timeout=60)
         upstream.released.set()
         assert sorted(answers) == [200] * (CALLS + WAITING) + [429] * 3
 
@@ -177,13 +177,13 @@ def test_what_comes_faster_than_the_rate_is_told_to_come_again(upstream: Upstrea
 
 
 def exchange(port: int, request: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(request)
         return b"".join(iter(lambda: connection.recv(65_536), b""))
 
 
 def test_a_client_that_waits_for_leave_to_send_is_given_it(port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(
             b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\nExpect: 100-continue\r\n"
             b"Connection: close\r\n\r\n"

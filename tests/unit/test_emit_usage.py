@@ -406,7 +406,7 @@ def test_groups_are_worked_off_side_by_side_and_one_does_not_hold_up_another() -
     entry = make_entries(1, name="other")[0]
     world.store.batches[other] = EmissionBatch("other", "credits", "b1", [entry])
     world.queue.put(other)
-    both_there = threading.Barrier(2, timeout=10)
+    both_there = threading.Barrier(2, timeout=60)
     # Passes only if both groups are in a send at the same time.
 
     def meet(usage: BillableUsage) -> None:

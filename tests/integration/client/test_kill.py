@@ -16,7 +16,6 @@ from tests.integration.client.ledger_server import LedgerServer
 from tests.integration.client.provider_server import ProviderServer
 
 
-@pytest.mark.timeout(600)
 def test_every_call_handed_back_is_in_the_ledger_exactly_once_despite_100_kills(
     provider: ProviderServer,
     ledger: LedgerServer,

@@ -38,7 +38,7 @@ def test_it_installs_alone_and_imports_the_standard_library_only(tmp_path: Path)
             *("--target", str(target), str(copy)),
         ],
         check=True,
-        timeout=120,
+        timeout=240,
     )
     done = subprocess.run(
         [sys.executable, "-S", "-c", PROGRAM, str(tmp_path / "spool")],
@@ -47,7 +47,7 @@ def test_it_installs_alone_and_imports_the_standard_library_only(tmp_path: Path)
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=240,
     )
     found = json.loads(done.stdout)
     assert found["file"].startswith(str(target))

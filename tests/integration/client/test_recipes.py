@@ -79,7 +79,7 @@ def make_session() -> dict[str, Any]:
         "sub": "user_1",
         "iat": now_s,
         "nbf": now_s,
-        "exp": now_s + 60,
+        "exp": now_s + 3600,
         "v": 2,
         "o": {"id": "org_1"},
     }

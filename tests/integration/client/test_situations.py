@@ -9,7 +9,6 @@ from tests.integration.client.situations import ASK, SITUATIONS, format_table, r
 from tests.integration.client.world import World
 
 
-@pytest.mark.timeout(600)
 def test_exactly_the_right_events_come_out_of_every_situation(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -105,7 +105,7 @@ Make = Callable[..., Fixture]
 def test_a_receipt_settles_a_report(make: Make) -> None:
     fixture = make()
     fixture.append("a", "b")
-    assert fixture.sender.flush(5)
+    assert fixture.sender.flush(60)
     assert fixture.service.reports == [["a", "b"]]
     assert fixture.signals.counts == {}
 
@@ -114,7 +114,7 @@ def test_a_receipt_settles_a_report(make: Make) -> None:
 def test_all_is_sent_again_after_a_failure_of_the_service(make: Make, status: int) -> None:
     fixture = make(answer(status))
     fixture.append("a", "b")
-    assert fixture.sender.flush(5)
+    assert fixture.sender.flush(60)
     assert fixture.service.reports == [["a", "b"]] * 2
     assert fixture.signals.counts == {"service_unreachable": 1}
 
@@ -122,7 +122,7 @@ def test_all_is_sent_again_after_a_failure_of_the_service(make: Make, status: in
 def test_all_is_sent_again_when_no_answer_came(make: Make) -> None:
     fixture = make(no_answer, no_answer)
     fixture.append("a")
-    assert fixture.sender.flush(5)
+    assert fixture.sender.flush(60)
     assert fixture.service.reports == [["a"]] * 3
 
 
@@ -130,7 +130,7 @@ def test_all_is_sent_again_when_no_answer_came(make: Make) -> None:
 def test_anything_else_keeps_the_events_and_says_so(make: Make, status: int) -> None:
     fixture = make(answer(status))
     fixture.append("a")
-    assert fixture.sender.flush(5)
+    assert fixture.sender.flush(60)
     assert fixture.service.reports == [["a"]] * 2
     assert fixture.signals.counts == {"service_refused": 1}
 
@@ -151,7 +151,7 @@ def test_anything_else_keeps_the_events_and_says_so(make: Make, status: int) -> 
 def test_a_202_that_does_not_add_up_is_no_receipt(make: Make, body: bytes) -> None:
     fixture = make(answer(202, body))
     fixture.append("a", "b")
-    assert fixture.sender.flush(5)
+    assert fixture.sender.flush(60)
     assert len(fixture.service.reports) == 2
     assert fixture.signals.counts == {"service_refused": 1}
 
@@ -159,7 +159,7 @@ def test_a_202_that_does_not_add_up_is_no_receipt(make: Make, body: bytes) -> No
 def test_rejected_events_are_final_and_the_others_are_taken(make: Make, tmp_path: Path) -> None:
     fixture = make(lambda events: receipt(events, 1))
     fixture.append("a", "b", "c")
-    assert fixture.sender.flush(5)
+    assert fixture.sender.flush(60)
     assert len(fixture.service.reports) == 1
     (line,) = (tmp_path / "rejected.jsonl").read_text().splitlines()
     note = json.loads(line)
@@ -178,7 +178,7 @@ def test_a_body_that_is_refused_is_halved_until_the_bad_event_stands_alone(
 
     fixture = make(*[refuse_bad] * 30)
     fixture.append("a", "b", "c", "bad", "d", "e")
-    assert fixture.sender.flush(5)
+    assert fixture.sender.flush(60)
     assert sorted(fixture.service.taken) == ["a", "b", "c", "d", "e"]
     (line,) = (tmp_path / "rejected.jsonl").read_text().splitlines()
     assert json.loads(line)["event"]["id"] == "bad"
@@ -188,7 +188,7 @@ def test_reports_are_bounded_in_events(make: Make) -> None:
     fixture = make(max_batch_events=4)
     names = [f"e{number}" for number in range(10)]
     fixture.append(*names)
-    assert fixture.sender.flush(5)
+    assert fixture.sender.flush(60)
     assert fixture.service.reports == [names[:4], names[4:8], names[8:]]
 
 
@@ -227,7 +227,7 @@ def test_a_service_that_raises_what_it_must_not_does_not_end_the_sender(make: Ma
 
     fixture = make(fail)
     fixture.append("a")
-    assert fixture.sender.flush(5)
+    assert fixture.sender.flush(60)
     assert fixture.signals.counts == {"sender_failed": 1}
 
 
@@ -236,15 +236,15 @@ def test_what_is_appended_during_a_report_is_sent_after_it(make: Make) -> None:
 
     def wait(events: list[dict[str, str]]) -> Answer:
         entered.set()
-        assert leave.wait(5)
+        assert leave.wait(60)
         return receipt(events)
 
     fixture = make(wait)
     fixture.append("a")
     fixture.sender.wake()
-    assert entered.wait(5)
+    assert entered.wait(60)
     fixture.append("b")
     fixture.sender.wake()
     leave.set()
-    assert fixture.sender.flush(5)
+    assert fixture.sender.flush(60)
     assert fixture.service.reports == [["a"], ["b"]]

@@ -157,7 +157,7 @@ class KeyServer:
             "o": {"id": "org_acme", "rol": "admin", "slg": "acme"},
             "iat": now_s,
             "nbf": now_s - 10,
-            "exp": now_s + 60,
+            "exp": now_s + 3600,
             **changes,
         }
 

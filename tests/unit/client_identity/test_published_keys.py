@@ -120,7 +120,7 @@ def test_an_issuer_that_never_answers_is_given_up_after_two_seconds(key_server: 
         began_s = time.monotonic()
         with pytest.raises(KeysUnavailableError):
             sessions.verify(key_server.clerk_token())
-        assert 1.5 < time.monotonic() - began_s < 10
+        assert 1.5 < time.monotonic() - began_s < 60
 
 
 def test_an_issuer_that_came_back_is_asked_again_after_the_failures_cooldown(
@@ -150,12 +150,12 @@ def test_threads_that_start_at_once_fetch_the_keys_once(key_server: KeyServer) -
     token = key_server.clerk_token()
 
     def verify() -> str:
-        barrier.wait(timeout=10)
+        barrier.wait(timeout=60)
         return sessions.verify(token).customer
 
     with ThreadPoolExecutor(8) as pool:
         results = [pool.submit(verify) for _ in range(8)]
-        assert {result.result(timeout=20) for result in results} == {"org_acme"}
+        assert {result.result(timeout=60) for result in results} == {"org_acme"}
     assert key_server.fetches == 1
 
 
@@ -216,6 +216,6 @@ def test_importing_identity_imports_no_optional_package() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=240,
     )
     assert result.stdout.strip() == "['meterline_client.reading']"
