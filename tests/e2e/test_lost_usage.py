@@ -48,8 +48,9 @@ def test_what_the_stream_lost_is_counted_by_reconciliation_or_by_the_operator_on
     first = make_entry(customer, "one", 5)
     lose(stack, api, first)
     # The operator sees it by name, and it is counted by reconciliation.
-    span = ("--from", f"{first.at - timedelta(hours=1):%Y-%m-%dT%H:%M:%S}", *WHY)
-    listed = run("books", "recount", customer, *span, "--dry-run").stdout
+    from_then = ("--from", f"{first.at - timedelta(hours=1):%Y-%m-%dT%H:%M:%S}")
+    span = (*from_then, *WHY)
+    listed = run("books", "recount", customer, *from_then, "--dry-run").stdout
     assert [line.split("\t")[:2] for line in listed.splitlines()] == [["lost", "one"]]
     looked = invoke(stack, "ReconcileUsage", {"customers": [customer]})
     assert (looked["customers"], looked["failed"]) == (1, 0), [

@@ -77,6 +77,7 @@ def test_a_csv_that_is_not_utf_8_is_set_aside_and_not_a_traceback(tmp_path: Path
         ("events replay acme credit --since 2026-11-01 --reason lost", "'METER'"),
         ("books audit --month november", "'--month'"),
         ("books recount --from 2026-11-02 --to 2026-11-01 --reason lost", "--from"),
+        ("books recount --from 2026-11-01", "'--reason'"),
         ("keys create --scope usage --name \t", "'--name'"),
     ],
 )
@@ -86,3 +87,11 @@ def test_an_option_that_means_nothing_is_refused_before_the_stack_is_asked(
     result = run(*words.split(" "))
     assert result.exit_code == 2, result.output
     assert told in result.output
+
+
+@pytest.mark.usefixtures("operator")
+def test_a_dry_run_needs_no_reason() -> None:
+    words = ("books", "recount", "--from", "2026-11-01", "--dry-run", "--stack", "meterline-x")
+    result = run(*words)
+    assert is_one_line(result), result.output
+    assert result.output.startswith("Error: stack meterline-x: "), "it got as far as the stack"
