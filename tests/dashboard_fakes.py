@@ -11,6 +11,7 @@ from decimal import Decimal
 from meterline.catalog import load_plans
 from meterline.domain.customers import Account, Customer, Role, User
 from meterline.domain.limits import Limits
+from meterline.domain.meters import Meter
 from meterline.domain.overviews import BillingFacts, Overview, PastInvoice
 from meterline.domain.period_usage import Count, DayCount, Edge, UsageCounts
 from meterline.domain.periods import Interval, Period
@@ -184,19 +185,22 @@ class FakeComparisons:
         self.asked.append(customer)
 
 
-class FakeStatements:
-    """Keeps `BillingStatements`: one count for everybody, and some invoices."""
+class FakeBilling:
+    """Keeps `BilledUsage` and `BillingStatements`: one count for everybody, and some invoices."""
 
     def __init__(self, count: int, invoices: Sequence[PastInvoice] = ()) -> None:
         self.count = count
         self.invoices = invoices
         self.asked: list[tuple[str, str, datetime, datetime]] = []
 
-    def count_usage(
-        self, billing_customer: str, event_name: str, start: datetime, end: datetime
-    ) -> int:
-        self.asked.append((billing_customer, event_name, start, end))
+    def total(self, billing_customer: str, meter: Meter, start: datetime, end: datetime) -> int:
+        self.asked.append((billing_customer, meter.event_name, start, end))
         return self.count
+
+    def hours(
+        self, billing_customer: str, meter: Meter, start: datetime, end: datetime
+    ) -> Mapping[datetime, int]:
+        return {start: self.total(billing_customer, meter, start, end)}
 
     def list_invoices(self, billing_customer: str, limit: int) -> Sequence[PastInvoice]:
         return self.invoices[:limit]

@@ -11,7 +11,7 @@ from meterline.domain.meters import Meter
 from meterline.domain.overviews import BillingFacts, Comparison, PastInvoice
 from meterline.domain.periods import Period
 from meterline.services.compare_usage import CompareUsage
-from tests.dashboard_fakes import FakeOverviews, FakePlans, FakeStatements, make_subscription
+from tests.dashboard_fakes import FakeBilling, FakeOverviews, FakePlans, make_subscription
 
 START = datetime(2026, 11, 3, 9, 23, 41, tzinfo=UTC)
 NOW = datetime(2026, 11, 22, 14, 3, 10, tzinfo=UTC)
@@ -31,23 +31,23 @@ class Measured:
 
 def compare(
     ours: int, theirs: int, start: datetime = START
-) -> tuple[CompareUsage, Measured, FakeStatements, FakeOverviews]:
+) -> tuple[CompareUsage, Measured, FakeBilling, FakeOverviews]:
     overviews = FakeOverviews()
     subscription = make_subscription(start, start + timedelta(days=30))
     overviews.add("acme", subscription=subscription, billing_customer="cus_1")
     invoice = PastInvoice("in_1", "A-1", "paid", "usd", 2900, START, None)
-    measured, statements = Measured(ours), FakeStatements(theirs, [invoice] * 20)
-    service = CompareUsage(overviews, measured, statements, FakePlans(), load_meters())
-    return service, measured, statements, overviews
+    measured, billing = Measured(ours), FakeBilling(theirs, [invoice] * 20)
+    service = CompareUsage(overviews, measured, billing, billing, FakePlans(), load_meters())
+    return service, measured, billing, overviews
 
 
 def test_both_counts_are_of_the_same_minutes_and_of_hours_that_have_settled() -> None:
-    service, measured, statements, overviews = compare(1000, 1000)
+    service, measured, billing, overviews = compare(1000, 1000)
     facts = service("acme", NOW)
     # 14:00 ended three minutes ago: what was used then may still be on its way.
     begin, until = START.replace(second=0), NOW.replace(hour=13, minute=0, second=0)
     assert measured.spans == [Period(begin, until)]
-    assert statements.asked == [("cus_1", "meterline_credits", begin, until)]
+    assert billing.asked == [("cus_1", "meterline_credits", begin, until)]
     assert facts is not None
     assert overviews.kept["acme"].facts == facts
     assert len(facts.invoices) == 12
@@ -75,20 +75,20 @@ def test_more_than_one_percent_of_the_larger_count_is_a_divergence(
 
 
 def test_a_period_that_has_just_begun_has_nothing_to_compare() -> None:
-    service, measured, statements, _ = compare(5, 0, start=NOW - timedelta(minutes=40))
+    service, measured, billing, _ = compare(5, 0, start=NOW - timedelta(minutes=40))
     facts = service("acme", NOW)
     assert facts is not None
     assert facts.comparison is None
     assert facts.invoices
-    assert (measured.spans, statements.asked) == ([], [])
+    assert (measured.spans, billing.asked) == ([], [])
 
 
 def test_nobody_is_asked_about_a_customer_without_a_billing_account() -> None:
-    service, _, statements, overviews = compare(5, 5)
+    service, _, billing, overviews = compare(5, 5)
     overviews.add("birch")
     assert service("birch", NOW) is None
     assert service("nobody", NOW) is None
-    assert statements.asked == []
+    assert billing.asked == []
 
 
 def test_an_answer_to_a_later_question_stays() -> None:

@@ -365,6 +365,23 @@ def test_the_part_of_a_draft_before_its_plan_changed_takes_no_more_usage() -> No
     assert billing.billable_from("cus_1") == BillableFrom(changed_s)
 
 
+def test_the_lines_of_a_draft_that_do_not_come_with_it_are_read_too() -> None:
+    start_s, changed_s = PERIOD[0] - 30 * 86400, PERIOD[0] - 10 * 86400
+    renewed = draft(start_s, NOW_S + 3000)
+    renewed["lines"] |= {
+        "data": [
+            usage_line(f"price_{place}", changed_s, PERIOD[0], "invoice_item_details")
+            for place in range(10)
+        ],
+        "has_more": True,
+        "url": "/v1/invoices/in_1/lines",
+    }
+    rest = page(usage_line("price_metered", changed_s, PERIOD[0]))
+    billing, http = make_billing(page(subscription(*PERIOD)), page(renewed), rest)
+    assert billing.billable_from("cus_1") == BillableFrom(changed_s)
+    assert "/v1/invoices/in_1/lines?starting_after=il_price_9" in http.asked[2][1]
+
+
 def test_a_draft_whose_plan_was_left_at_the_renewal_takes_no_more_usage() -> None:
     renewed = draft(PERIOD[0] - 30 * 86400, NOW_S + 3000)
     renewed["lines"]["data"] = [usage_line("price_flat", *PERIOD)]

@@ -621,6 +621,7 @@ def compare_usage(environment: Environment) -> CompareUsage:
     from meterline.adapters.dynamodb_overviews import DynamoOverviews
     from meterline.adapters.dynamodb_wire import DynamoWire
     from meterline.adapters.stripe_statements import StripeStatements
+    from meterline.adapters.stripe_usage import StripeUsage
     from meterline.catalog import load_meters
     from meterline.services.compare_usage import CompareUsage
     from meterline.services.measure_period import MeasurePeriod
@@ -628,10 +629,12 @@ def compare_usage(environment: Environment) -> CompareUsage:
     wire, accounts_table = DynamoWire(), require(environment, "ACCOUNTS_TABLE")
     totals = DynamoCounters(wire, require(environment, "TOTALS_TABLE"))
     ledger = DynamoLedger(wire, require(environment, "EVENTS_TABLE"))
+    access = _access_stripe(environment, timeout_s=5.0)
     return CompareUsage(
         DynamoOverviews(wire, accounts_table),
         MeasurePeriod(totals, ledger),
-        StripeStatements(_access_stripe(environment, timeout_s=5.0)),
+        StripeUsage(access),
+        StripeStatements(access),
         DynamoPlans(wire, accounts_table),
         load_meters(),
     )

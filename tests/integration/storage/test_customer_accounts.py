@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
 
 import pytest
 
+from meterline.adapters.dynamodb_controls import DynamoControls
+from meterline.adapters.dynamodb_overviews import DynamoOverviews
+from meterline.adapters.dynamodb_wire import DynamoWire
 from meterline.domain.customers import MAX_USERS, Role, User
+from meterline.domain.limits import Limits, QuantityLimit
 from meterline.domain.periods import Interval, Period
 from meterline.domain.subscriptions import Subscription, follow
 from meterline.errors import (
@@ -142,6 +149,32 @@ def test_users_become_what_the_last_call_says(store: Store, customer: str) -> No
     assert accounts.get_customer(customer) is not None
 
 
+@dataclass
+class ShortWrites(DynamoWire):
+    """A wire on which a batch write leaves all but three of its items unprocessed."""
+
+    inner: DynamoWire
+
+    def call(
+        self, operation: str, request: Mapping[str, Any], *, deadline_s: float = 60.0
+    ) -> dict[str, Any]:
+        if operation != "BatchWriteItem":
+            return self.inner.call(operation, request, deadline_s=deadline_s)
+        [(table, asked)] = request["RequestItems"].items()
+        first = {"RequestItems": {table: asked[:3]}}
+        answer = self.inner.call(operation, first, deadline_s=deadline_s)
+        return {**answer, "UnprocessedItems": {table: asked[3:]} if asked[3:] else {}}
+
+
+def test_users_that_a_write_left_out_are_written_by_the_next(
+    dynamodb_local_store: Store, customer: str
+) -> None:
+    accounts = dynamodb_local_store.accounts(ShortWrites(dynamodb_local_store.wire()))
+    users = [User(f"u_{place}", None, None, Role.MEMBER) for place in range(8)]
+    accounts.put_users(customer, users)
+    assert accounts.list_users(customer) == users
+
+
 def test_a_thousand_users_of_the_longest_names_are_kept(store: Store, customer: str) -> None:
     accounts = store.accounts()
     accounts.put_customer(customer, profile(customer), NOW)
@@ -234,3 +267,32 @@ def test_a_customer_changed_by_many_at_once_keeps_claim_and_profile_in_step(
     }
     held = {name for name, owner in claims.items() if owner is not None}
     assert held == ({found.billing_customer} if found.billing_customer else set())
+
+
+@dataclass
+class ShortPages(DynamoWire):
+    """A wire on which each page of a query has one item."""
+
+    inner: DynamoWire
+
+    def call(
+        self, operation: str, request: Mapping[str, Any], *, deadline_s: float = 60.0
+    ) -> dict[str, Any]:
+        if operation == "Query":
+            request = {**request, "Limit": 1}
+        return self.inner.call(operation, request, deadline_s=deadline_s)
+
+
+def test_a_customers_standing_is_read_to_its_last_page(
+    dynamodb_local_store: Store, customer: str
+) -> None:
+    wire, table = dynamodb_local_store.wire(), dynamodb_local_store.tables.accounts
+    accounts = dynamodb_local_store.accounts(wire)
+    accounts.put_customer(customer, profile(customer), NOW)
+    accounts.replace_subscription(customer, f"cus_1_{customer}", None, subscription())
+    limits = Limits(stop_at=QuantityLimit(Decimal(5)))
+    DynamoOverviews(wire, table).put_limits(customer, limits)
+    standing = DynamoControls(ShortPages(wire), table).get_standing(customer)
+    assert standing is not None
+    assert standing.subscription == subscription()
+    assert standing.limits == limits

@@ -12,7 +12,7 @@ from typing import Any
 
 from meterline.adapters.dynamodb_accounts import read_customer, read_subscription
 from meterline.adapters.dynamodb_overviews import read_limits
-from meterline.adapters.dynamodb_wire import DynamoWire
+from meterline.adapters.dynamodb_wire import DynamoWire, query_pages
 from meterline.domain.controls import Freeze, Standing
 from meterline.domain.limits import Limits
 from meterline.domain.times import parse_time
@@ -27,20 +27,17 @@ class DynamoControls:
 
     def get_standing(self, customer: str) -> Standing | None:
         """The customer, its subscription, limits and freeze; None where there is no customer."""
-        answer = self._wire.call(
-            "Query",
-            {
-                "TableName": self._table,
-                "KeyConditionExpression": "pk = :pk AND sk BETWEEN :first AND :last",
-                "ExpressionAttributeValues": {
-                    ":pk": {"S": f"customer#{customer}"},
-                    ":first": {"S": "freeze"},
-                    ":last": {"S": "subscription"},
-                },
-                "ConsistentRead": True,
+        request = {
+            "TableName": self._table,
+            "KeyConditionExpression": "pk = :pk AND sk BETWEEN :first AND :last",
+            "ExpressionAttributeValues": {
+                ":pk": {"S": f"customer#{customer}"},
+                ":first": {"S": "freeze"},
+                ":last": {"S": "subscription"},
             },
-        )
-        items = {item["sk"]["S"]: item for item in answer["Items"]}
+            "ConsistentRead": True,
+        }
+        items = {item["sk"]["S"]: item for item in query_pages(self._wire, request)}
         if "profile" not in items:
             return None
         return Standing(

@@ -54,6 +54,16 @@ class StripeAccess:
         return self._client[1]
 
 
+def list_items(
+    client: stripe.StripeClient, subscription: stripe.Subscription
+) -> list[stripe.SubscriptionItem]:
+    """All items of a subscription, which brings the first of them along."""
+    if not subscription.items.has_more:
+        return subscription.items.data
+    listed = client.v1.subscription_items.list({"subscription": subscription.id, "limit": 100})
+    return list(listed.auto_paging_iter())
+
+
 @contextmanager
 def translate_errors() -> Iterator[None]:
     """Stripe's errors as `BillingUnavailableError`."""

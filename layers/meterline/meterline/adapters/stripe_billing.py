@@ -18,7 +18,7 @@ import stripe
 import urllib3
 from requests.adapters import HTTPAdapter
 
-from meterline.adapters.stripe_access import StripeAccess
+from meterline.adapters.stripe_access import StripeAccess, list_items
 from meterline.domain.emission import (
     Billability,
     BillableFrom,
@@ -164,14 +164,14 @@ class StripeBilling:
         return Sent(), False
 
     def _read_billable(self, billing_customer: str, now_s: float) -> _Cached:
-        v1 = self._stripe.open().v1
+        client = self._stripe.open()
         by_customer: SubscriptionListParams = {"customer": billing_customer, "limit": 100}
-        subscriptions = [
-            subscription
-            for subscription in v1.subscriptions.list(by_customer).auto_paging_iter()
-            if _metered_items(subscription)
+        found = [
+            (subscription, _metered_items(client, subscription))
+            for subscription in client.v1.subscriptions.list(by_customer).auto_paging_iter()
         ]
-        items = [item for each in subscriptions for item in _metered_items(each)]
+        subscriptions = [subscription for subscription, metered in found if metered]
+        items = [item for _, metered in found for item in metered]
         drafts: InvoiceListParams = {
             "customer": billing_customer,
             "status": "draft",
@@ -179,7 +179,7 @@ class StripeBilling:
         }
         invoices = [
             invoice
-            for invoice in v1.invoices.list(drafts).auto_paging_iter()
+            for invoice in client.v1.invoices.list(drafts).auto_paging_iter()
             if invoice.parent is not None and invoice.parent.type == "subscription_details"
         ]
         prices = {item.price.id for item in items}
@@ -212,12 +212,11 @@ class StripeBilling:
             "status": "ended",
             "limit": 100,
         }
+        client = self._stripe.open()
         ends = [
             subscription.ended_at
-            for subscription in self._stripe.open()
-            .v1.subscriptions.list(listing)
-            .auto_paging_iter()
-            if subscription.ended_at is not None and _metered_items(subscription)
+            for subscription in client.v1.subscriptions.list(listing).auto_paging_iter()
+            if subscription.ended_at is not None and _metered_items(client, subscription)
         ]
         if not ends:
             return NotBilled(RefusalCode.NO_SUBSCRIPTION, "no subscription with a metered item")
@@ -324,10 +323,12 @@ def _causes(error: BaseException) -> Iterable[BaseException]:
         open_errors += [next_ for next_ in nexts if isinstance(next_, BaseException)]
 
 
-def _metered_items(subscription: stripe.Subscription) -> list[stripe.SubscriptionItem]:
+def _metered_items(
+    client: stripe.StripeClient, subscription: stripe.Subscription
+) -> list[stripe.SubscriptionItem]:
     return [
         item
-        for item in subscription.items.data
+        for item in list_items(client, subscription)
         if item.price.recurring is not None and item.price.recurring.usage_type == "metered"
     ]
 
@@ -340,7 +341,8 @@ def _metered_starts(invoice: stripe.Invoice, prices: set[str], since_s: int) -> 
     """
     is_cycle = invoice.billing_reason == "subscription_cycle"
     looking_back = []
-    for line in invoice.lines.data:
+    # An invoice comes with its first ten lines (API reference, an invoice's line items).
+    for line in invoice.lines.auto_paging_iter():
         if line.parent is None or line.parent.type != "subscription_item_details":
             continue
         # A line without a price, such as an item of an amount, has no such details at all.

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 _CYCLE = "subscription_cycle"
 _SENT = frozenset({"open", "paid", "uncollectible"})
-_MOST_INVOICES = 24
 
 
 class StripeInvoiceLines:
@@ -43,9 +42,9 @@ class StripeInvoiceLines:
             listing: InvoiceListParams = {
                 "subscription": subscription,
                 "created": {"lt": draft.created},
-                "limit": _MOST_INVOICES,
+                "limit": 100,
             }
-            for found in client.v1.invoices.list(listing).data:
+            for found in client.v1.invoices.list(listing).auto_paging_iter():
                 if found.billing_reason == _CYCLE and found.status in _SENT:
                     return self._read(client, found)
         return None

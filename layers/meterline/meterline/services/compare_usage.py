@@ -10,7 +10,7 @@ from meterline.domain.meters import Meter
 from meterline.domain.overviews import BillingFacts, Comparison
 from meterline.domain.periods import Period
 from meterline.errors import SupersededError
-from meterline.ports import BillingStatements, Overviews, Plans
+from meterline.ports import BilledUsage, BillingStatements, Overviews, Plans
 from meterline.services.show_usage import find_terms
 
 SETTLING = timedelta(minutes=10)
@@ -28,12 +28,14 @@ class CompareUsage:
         self,
         overviews: Overviews,
         measure: Measure,
+        billed: BilledUsage,
         statements: BillingStatements,
         plans: Plans,
         meters: Mapping[str, Meter],
     ) -> None:
         self._overviews = overviews
         self._measure = measure
+        self._billed = billed
         self._statements = statements
         self._plans = plans
         self._meters = meters
@@ -46,7 +48,7 @@ class CompareUsage:
         overview = self._overviews.load(customer)
         if overview is None or overview.account.customer.billing_customer is None:
             return None
-        billed = overview.account.customer.billing_customer
+        billing_customer = overview.account.customer.billing_customer
         period, _, meter, _ = find_terms(overview.account, self._plans, self._meters, now)
         # Stripe takes whole minutes; both sides count from the same one.
         start = period.start.replace(second=0)
@@ -54,9 +56,9 @@ class CompareUsage:
         comparison = None
         if start < end:
             ours = self._measure(customer, meter, Period(start, end), now)
-            theirs = self._statements.count_usage(billed, meter.event_name, start, end)
+            theirs = self._billed.total(billing_customer, meter, start, end)
             comparison = Comparison(meter.id, start, end, ours, theirs, now)
-        invoices = tuple(self._statements.list_invoices(billed, MAX_INVOICES))
+        invoices = tuple(self._statements.list_invoices(billing_customer, MAX_INVOICES))
         facts = BillingFacts(now, comparison, invoices)
         try:
             self._overviews.put_facts(customer, facts)
