@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import boto3
 import pytest
@@ -132,3 +133,24 @@ def test_what_a_defect_put_there_is_told_from_the_rest(url: str) -> None:
     # What is not seen may lie behind the defect of the same customer and meter.
     assert found.keep_back(BatchDue("other", "credits", "b3"))
     assert not found.keep_back(BatchDue("acme", "credits", "b4"))
+
+
+class SomeServers:
+    """A queue whose messages lie on servers that are only asked by those who wait."""
+
+    def __init__(self, sqs: Any) -> None:
+        self._sqs = sqs
+
+    def receive_message(self, **request: Any) -> Any:
+        return self._sqs.receive_message(**request) if request["WaitTimeSeconds"] else {}
+
+    def __getattr__(self, operation: str) -> Any:
+        return getattr(self._sqs, operation)
+
+
+def test_what_is_parked_is_looked_for_on_all_of_the_queues_servers(url: str) -> None:
+    queue = Queue(url, "parked-apart.fifo")
+    due = BatchDue("acme", "credits", "b1")
+    SqsEmissionQueue(queue.url, session=Session()).send([due])
+    asked: Any = SomeServers(queue.sqs)
+    assert SqsParked(queue.url, asked).parked() == DeadLetters(frozenset({due}))

@@ -93,7 +93,8 @@ class SqsParked:
             QueueUrl=self._queue_url,
             MaxNumberOfMessages=_MAX_MESSAGES,
             VisibilityTimeout=_LOOK_S,
-            WaitTimeSeconds=0,
+            # Without a wait SQS asks some of its servers only (developer guide, short polling).
+            WaitTimeSeconds=1,
             MessageSystemAttributeNames=["MessageGroupId", "SentTimestamp"],
         )
         found = []
