@@ -16,6 +16,7 @@ from meterline.adapters.stripe_access import StripeAccess
 from meterline.adapters.stripe_billing import StripeBilling
 from meterline.adapters.stripe_invoice_lines import StripeInvoiceLines
 from meterline.adapters.stripe_statements import StripeStatements
+from meterline.adapters.stripe_subscriptions import StripeSubscriptions
 from meterline.adapters.stripe_usage import StripeUsage
 from meterline.catalog import load_meters
 from meterline.domain.emission import BillableFrom
@@ -102,6 +103,10 @@ def test_a_metered_item_is_found_behind_any_number_of_others(billed: Billed) -> 
     billable = StripeBilling(lambda: billed.account.key, api_base=billed.account.url)
     start_s = made.items.data[0].current_period_start
     assert billable.billable_from(customer) == BillableFrom(start_s)
+    found = StripeSubscriptions(billed.access).of(customer, NOW)
+    assert found is not None
+    assert len(found.prices) == MANY + 1
+    assert found.metered_price == billed.account.prices["metered"]
 
 
 def test_the_count_that_ours_is_held_against_is_of_the_meter_that_is_active(

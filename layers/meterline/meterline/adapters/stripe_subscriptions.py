@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from meterline.adapters.stripe_access import StripeAccess, read_refusal, translate_errors
+from meterline.adapters.stripe_access import (
+    StripeAccess,
+    list_items,
+    read_refusal,
+    translate_errors,
+)
 from meterline.domain.periods import Interval, Period
 from meterline.domain.subscriptions import Life, Subscription
 from meterline.errors import BillingUnavailableError
@@ -50,10 +55,14 @@ class StripeSubscriptions:
     def _list(self, billing_customer: str) -> list[stripe.Subscription]:
         try:
             with translate_errors():
-                listed = self._stripe.open().v1.subscriptions.list(
+                client = self._stripe.open()
+                listed = client.v1.subscriptions.list(
                     {"customer": billing_customer, "status": "all", "limit": 100}
                 )
-                return [each for each in listed.auto_paging_iter() if each.items.data]
+                found = [each for each in listed.auto_paging_iter() if each.items.data]
+                for each in found:
+                    each.items.data = list_items(client, each)
+                return found
         except BillingUnavailableError as error:
             if read_refusal(error) == "resource_missing":
                 return []
