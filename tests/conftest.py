@@ -48,9 +48,9 @@ def _forget_surroundings(*prefixes: str) -> None:
 def pytest_configure() -> None:
     """Keep every connection on this machine, unless the contract suite is to meet Stripe.
 
-    Whose machine it is does not matter: its AWS account and its proxies are not seen.
+    Whose machine it is does not matter: its AWS account, its terminal and its proxies are not seen.
     """
-    _forget_surroundings("AWS_")
+    _forget_surroundings("AWS_", "POWERTOOLS_", "COLUMNS", "LINES", "FORCE_COLOR")
     os.environ |= {
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
