@@ -38,20 +38,20 @@ REMOVALS = {
     "what is set as a stop stops nothing": Removal(
         "hard_limit",
         "domain/limits.py",
-        "stops.append(most_quantity(limits.stop_at, plan, meter))",
+        "stop = Stop(StopCause.HARD_LIMIT, most)",
         "pass",
     ),
     "nothing is held": Removal(
         "hard_limit",
         "services/authorize_usage.py",
-        "return self._reserve(asked.customer, terms, limits, hold, meter.to_sub_units(stop), now)",
+        "return self._reserve(asked.customer, terms, limits, hold, stop, now)",
         'return Decision(True, "allowed", "Go ahead.")',
     ),
     "overage is not blocked": Removal(
         "kill_switch",
         "domain/limits.py",
-        "if limits.block_overage or plan.block_overage:",
-        "if plan.block_overage:",
+        "elif limits.block_overage:",
+        "elif False:",
     ),
     "a preview costs nothing": Removal("preview", "domain/previews.py", "after - before)", "0)"),
     "a preview knows of no limit": Removal(

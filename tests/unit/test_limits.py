@@ -16,7 +16,9 @@ from meterline.domain.limits import (
     Limits,
     MoneyLimit,
     QuantityLimit,
+    StopCause,
     check_limits,
+    find_stop,
     most_quantity,
     stop_quantity,
 )
@@ -81,6 +83,29 @@ def test_what_stops_is_the_least_of_what_was_set(limits: Limits, stop: Decimal |
 )
 def test_the_free_plan_stops_at_its_quota_whatever_was_set(limits: Limits, stop: int) -> None:
     assert stop_quantity(limits, FREE, CREDITS) == stop
+
+
+@pytest.mark.parametrize(
+    ("plan", "limits", "cause"),
+    [
+        (PRO, Limits(), None),
+        (PRO, Limits(stop_at=QuantityLimit(Decimal(5000))), StopCause.HARD_LIMIT),
+        (PRO, Limits(block_overage=True), StopCause.OVERAGE_BLOCKED),
+        (
+            PRO,
+            Limits(stop_at=QuantityLimit(Decimal(5000)), block_overage=True),
+            StopCause.OVERAGE_BLOCKED,
+        ),
+        (PRO, Limits(stop_at=QuantityLimit(Decimal(7)), block_overage=True), StopCause.HARD_LIMIT),
+        (FREE, Limits(), StopCause.PLAN_QUOTA),
+        (FREE, Limits(block_overage=True), StopCause.PLAN_QUOTA),
+        (FREE, Limits(stop_at=QuantityLimit(Decimal(5000))), StopCause.PLAN_QUOTA),
+        (FREE, Limits(stop_at=QuantityLimit(Decimal(7))), StopCause.HARD_LIMIT),
+    ],
+)
+def test_what_stops_first_is_known(plan: Plan, limits: Limits, cause: StopCause | None) -> None:
+    stop = find_stop(limits, plan, CREDITS)
+    assert (stop.cause if stop is not None else None) == cause
 
 
 @pytest.mark.parametrize("used", ["0", "100", "100.001", "1000000"])

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from meterline.catalog.messages import load_templates
+from meterline.domain.limits import StopCause
 from meterline.domain.messages import sign_webhook, write_message
 from meterline.domain.notifications import CHANNELS, Channel, Happening, Notification
 
@@ -44,6 +45,33 @@ def test_every_happening_has_its_words_on_every_channel_that_reads_words(
     for channel in CHANNELS[happening]:
         if channel is not Channel.WEBHOOK:
             assert write(happening, channel)
+
+
+@pytest.mark.parametrize(
+    ("cause", "subject", "told"),
+    [
+        (StopCause.HARD_LIMIT, "You've hit your set limit of x", "Raise it in settings"),
+        (
+            StopCause.OVERAGE_BLOCKED,
+            "You've used the x xs that your plan includes",
+            "Allow overage in settings",
+        ),
+        (
+            StopCause.PLAN_QUOTA,
+            "You've used the x xs that your plan includes",
+            "Change your plan to continue",
+        ),
+    ],
+)
+def test_what_stopped_usage_has_words_of_its_own(cause: StopCause, subject: str, told: str) -> None:
+    facts = {**dict.fromkeys(CROSSING, "x"), "stopped_by": str(cause)}
+    notification = Notification("id", "acme", Happening.HARD_LIMIT_REACHED, NOW, facts)
+    message = write_message(
+        notification, Channel.EMAIL, load_templates(), name="Acme", settings_url="https://app"
+    )
+    assert message.subject == subject
+    assert told in message.text
+    assert ("set limit" in message.text) == (cause is StopCause.HARD_LIMIT)
 
 
 def test_what_people_chose_is_not_read_as_markup() -> None:

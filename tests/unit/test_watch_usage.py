@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import pytest
 
-from meterline.domain.limits import Limits, QuantityLimit
+from meterline.domain.limits import Limits, MoneyLimit, QuantityLimit
 from meterline.domain.notifications import Happening
 from meterline.errors import StorageUnavailableError
 from tests.guardrail_fakes import NOW, FakeHistory, Guarded, Pair
@@ -115,3 +115,30 @@ def test_a_runaway_is_stopped_also_where_nobody_can_say_in_time_what_it_does() -
         each for each in guarded.bus.published if each.happening is Happening.CUSTOMER_FROZEN
     ]
     assert (frozen.facts["top_action"], frozen.facts["top_user"]) == ("not known", "not known")
+
+
+@pytest.mark.parametrize(
+    ("plan", "limits", "told"),
+    [
+        ("pro", Limits(stop_at=MoneyLimit(2900, "usd")), ("hard_limit", "$29")),
+        ("pro", Limits(block_overage=True), ("overage_blocked", "1000 credits")),
+        ("free", Limits(), ("plan_quota", "100 credits")),
+        # The set limit lies beyond, and is not what was hit.
+        (
+            "free",
+            Limits(stop_at=QuantityLimit(Decimal(500))),
+            ("plan_quota", "100 credits"),
+        ),
+    ],
+)
+def test_a_stop_that_is_told_says_what_stopped(
+    plan: str, limits: Limits, told: tuple[str, str]
+) -> None:
+    guarded = Guarded()
+    guarded.make("acme", limits, plan)
+    guarded.use("acme", "1001")
+    guarded.watch_usage([("acme", "credits")], NOW)
+    [stopped] = [
+        each for each in guarded.bus.published if each.happening is Happening.HARD_LIMIT_REACHED
+    ]
+    assert (stopped.facts["stopped_by"], stopped.facts["limit"]) == told

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from enum import StrEnum
+from typing import NamedTuple
 
 from meterline.domain.meters import FinerThanSubUnitError, Meter
 from meterline.domain.pricing import Plan, price, total_minor
@@ -57,6 +59,24 @@ class Limits:
     """`key <name>` for an API key, `user <id>` for a person on the page."""
 
 
+class StopCause(StrEnum):
+    """What stops usage: each asks something else of whoever wants to go on."""
+
+    HARD_LIMIT = "hard_limit"
+    """The customer's own `stop_at`."""
+    OVERAGE_BLOCKED = "overage_blocked"
+    """The customer's own kill switch, at the included quota."""
+    PLAN_QUOTA = "plan_quota"
+    """The plan itself, which has no overage."""
+
+
+class Stop(NamedTuple):
+    """The quantity of a period at which usage stops, and what stops it."""
+
+    cause: StopCause
+    quantity: Decimal
+
+
 def most_quantity(limit: Limit, plan: Plan, meter: Meter) -> Decimal:
     """The largest quantity of a period that keeps the limit, in whole sub-units of the meter.
 
@@ -77,15 +97,24 @@ def most_quantity(limit: Limit, plan: Plan, meter: Meter) -> Decimal:
     return meter.from_sub_units(low)
 
 
-def stop_quantity(limits: Limits, plan: Plan, meter: Meter) -> Decimal | None:
-    """The quantity at which usage stops: the least of what the customer set and the plan says;
-    None for no stop."""
-    stops = []
+def find_stop(limits: Limits, plan: Plan, meter: Meter) -> Stop | None:
+    """Where usage stops, and by what: the first of what the customer set and the plan says."""
+    stop = None
+    if plan.block_overage:
+        stop = Stop(StopCause.PLAN_QUOTA, plan.included)
+    elif limits.block_overage:
+        stop = Stop(StopCause.OVERAGE_BLOCKED, plan.included)
     if limits.stop_at is not None:
-        stops.append(most_quantity(limits.stop_at, plan, meter))
-    if limits.block_overage or plan.block_overage:
-        stops.append(plan.included)
-    return min(stops) if stops else None
+        most = most_quantity(limits.stop_at, plan, meter)
+        if stop is None or most <= stop.quantity:
+            stop = Stop(StopCause.HARD_LIMIT, most)
+    return stop
+
+
+def stop_quantity(limits: Limits, plan: Plan, meter: Meter) -> Decimal | None:
+    """The quantity at which usage stops; None for no stop."""
+    stop = find_stop(limits, plan, meter)
+    return stop.quantity if stop is not None else None
 
 
 def check_limits(limits: Limits, plan: Plan, meter: Meter) -> None:

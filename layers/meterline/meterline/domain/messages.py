@@ -12,7 +12,8 @@ from meterline.domain.notifications import Channel, Notification
 from meterline.domain.times import format_time
 
 Templates = Mapping[str, Mapping[str, Mapping[str, str]]]
-"""Happening, channel, part (`subject`, `text`) -> template."""
+"""Happening, channel, part (`subject`, `text`) -> template. A happening with other words for what
+stopped it is `HardLimitReached:plan_quota`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,8 @@ def write_message(
     }
     if channel is Channel.SLACK:
         facts = {fact: _escape_slack(value) for fact, value in facts.items()}
-    parts = templates[notification.happening][channel]
+    special = f"{notification.happening}:{notification.facts.get('stopped_by')}"
+    parts = templates.get(special, templates[notification.happening])[channel]
     return Message(
         parts.get("subject", "").format_map(facts), parts["text"].strip().format_map(facts)
     )

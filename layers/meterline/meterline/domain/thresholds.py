@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median_low
 
-from meterline.domain.limits import Limits, most_quantity, stop_quantity
+from meterline.domain.limits import Limits, StopCause, find_stop, most_quantity
 from meterline.domain.meters import Meter
 from meterline.domain.notifications import Happening
 from meterline.domain.periods import Period
@@ -29,6 +29,8 @@ class Threshold:
     happening: Happening
     name: str
     sub_units: int
+    stop: StopCause | None = None
+    """What stops usage there, where something does."""
 
     def id_in(self, period: Period) -> str:
         """The crossing's id: once for each period and level."""
@@ -53,10 +55,10 @@ def list_thresholds(
         warn = find_default_warning(past_periods, meter.to_sub_units(plan.included))
         name = "typical"
     thresholds = [Threshold(Happening.SOFT_LIMIT_CROSSED, name, warn)]
-    stop = stop_quantity(limits, plan, meter)
+    stop = find_stop(limits, plan, meter)
     if stop is not None:
-        level = meter.to_sub_units(stop)
-        thresholds.append(Threshold(Happening.HARD_LIMIT_REACHED, str(level), level))
+        level = meter.to_sub_units(stop.quantity)
+        thresholds.append(Threshold(Happening.HARD_LIMIT_REACHED, str(level), level, stop.cause))
     return tuple(each for each in thresholds if each.sub_units > 0)
 
 

@@ -16,7 +16,7 @@ from meterline.domain.authorizations import (
 )
 from meterline.domain.controls import Standing
 from meterline.domain.currencies import count_decimals, to_main_unit
-from meterline.domain.limits import Limit, Limits, MoneyLimit, most_quantity, stop_quantity
+from meterline.domain.limits import Limit, Limits, MoneyLimit, Stop, StopCause, find_stop
 from meterline.domain.meters import Meter
 from meterline.domain.periods import Period, calendar_month
 from meterline.domain.pricing import Plan, UnknownCurrencyError
@@ -128,7 +128,7 @@ class AuthorizeUsage:
                 "unknown_meter", f"There is no meter {asked.meter}.", status=422
             )
         estimate = asked.estimate(meter)
-        stop = stop_quantity(limits, terms.plan, terms.meter)
+        stop = find_stop(limits, terms.plan, terms.meter)
         if stop is None or meter.id != terms.meter.id:
             # A limit is on what is billed: other meters are counted, and cost nothing.
             return Decision(True, "allowed", "No limit is set.", resets_at=terms.period.end)
@@ -137,7 +137,7 @@ class AuthorizeUsage:
             int((now + asked.life).timestamp()),
             asked.is_lease,
         )
-        return self._reserve(asked.customer, terms, limits, hold, meter.to_sub_units(stop), now)
+        return self._reserve(asked.customer, terms, limits, hold, stop, now)
 
     def release(
         self,
@@ -182,10 +182,11 @@ class AuthorizeUsage:
         terms: Terms,
         limits: Limits,
         hold: Hold,
-        stop_sub_units: int,
+        stop: Stop,
         now: datetime,
     ) -> Decision:
         meter = terms.meter
+        stop_sub_units = meter.to_sub_units(stop.quantity)
         serial = self._make_serial()
         for _ in range(_MAX_TRIES):
             committed = self._budgets.reserve(
@@ -215,7 +216,7 @@ class AuthorizeUsage:
                 continue
             if budget.committed + hold.sub_units > stop_sub_units:
                 room = budget.room(stop_sub_units)
-                return _refuse(terms, limits, meter.from_sub_units(room))
+                return _refuse(terms, limits, stop.cause, meter.from_sub_units(room))
             if len(budget.holds) >= MAX_HOLDS:
                 return _deny(
                     "too_many_authorizations",
@@ -276,14 +277,10 @@ def write_limit(limit: Limit, meter: Meter) -> str:
     return f"${amount:,.0f}" if amount == amount.to_integral_value() else f"${amount:,.2f}"
 
 
-def _refuse(terms: Terms, limits: Limits, remaining: Decimal) -> Decision:
+def _refuse(terms: Terms, limits: Limits, cause: StopCause, remaining: Decimal) -> Decision:
     """The refusal of the limit that is met first."""
     meter = terms.meter
-    stops_at = most_quantity(limits.stop_at, terms.plan, meter) if limits.stop_at else None
-    is_blocked = limits.block_overage or terms.plan.block_overage
-    if limits.stop_at is not None and (
-        not is_blocked or (stops_at is not None and stops_at <= terms.plan.included)
-    ):
+    if cause is StopCause.HARD_LIMIT and limits.stop_at is not None:
         code, what = "hard_limit", f"your set limit of {write_limit(limits.stop_at, meter)}"
         message = f"You've hit {what}. Raise it in settings to continue, or wait until next period."
     else:
@@ -291,7 +288,7 @@ def _refuse(terms: Terms, limits: Limits, remaining: Decimal) -> Decision:
         message = f"You've used the {terms.plan.included:,f} {meter.unit}s that your plan includes"
         message += (
             ". Change your plan to continue, or wait until next period."
-            if terms.plan.block_overage
+            if cause is StopCause.PLAN_QUOTA
             else ", and overage is blocked. Allow it in settings to continue, or wait until next "
             "period."
         )

@@ -22,6 +22,7 @@ from meterline.domain.breaker import (
     sum_last_hour,
 )
 from meterline.domain.controls import Freeze, Standing
+from meterline.domain.limits import StopCause
 from meterline.domain.meters import Meter
 from meterline.domain.notifications import Happening, Notification
 from meterline.domain.periods import Period, calendar_month
@@ -289,11 +290,9 @@ class WatchUsage:
             return
         meter = terms.meter
         limits = standing.limits
-        limit = (
-            limits.warn_at
-            if threshold.happening is Happening.SOFT_LIMIT_CROSSED
-            else limits.stop_at
-        )
+        limit = limits.warn_at if threshold.stop is None else None
+        if threshold.stop is StopCause.HARD_LIMIT:
+            limit = limits.stop_at
         level = f"{meter.from_sub_units(threshold.sub_units):f}"
         notification = Notification(
             crossing[1],
@@ -310,6 +309,7 @@ class WatchUsage:
                 else f"{level} {meter.unit}s",
                 "included": f"{terms.plan.included:f}",
                 "resets_at": format_time(terms.period.end),
+                **({"stopped_by": str(threshold.stop)} if threshold.stop is not None else {}),
             },
         )
         if self._guardrails.record(notification):
