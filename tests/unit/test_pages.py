@@ -173,9 +173,32 @@ def test_the_free_plan_says_that_it_stops_and_never_that_it_costs(
     html = Pages().draw_usage(show("acme", NOW), form_token="token", out_token="token")
     assert "The Free plan stops at its included quota." in html
     assert "On track for" not in html
-    assert ("On track to use it up this month." in html) == told
+    assert ("On track to use it up this period." in html) == told
     assert set(re.findall(r"\$[0-9.]+", html)) == {"$0.00"}
     assert re.search(r'id="block_overage" checked disabled', html)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "words"),
+    [
+        (datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC), "this month"),
+        (datetime(2026, 11, 1, 9, tzinfo=UTC), datetime(2026, 12, 1, 9, tzinfo=UTC), "this period"),
+        (datetime(2026, 11, 7, tzinfo=UTC), datetime(2026, 12, 7, tzinfo=UTC), "this period"),
+        (datetime(2026, 11, 16, tzinfo=UTC), datetime(2026, 11, 23, tzinfo=UTC), "this period"),
+        (datetime(2026, 1, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC), "this period"),
+    ],
+    ids=["calendar month", "not at midnight", "month from the 7th", "week", "year"],
+)
+def test_the_forecast_is_of_this_month_only_where_the_period_is_one(
+    start: datetime, end: datetime, words: str
+) -> None:
+    overviews = FakeOverviews()
+    overviews.add("acme", subscription=make_subscription(start, end))
+    usage = FakeUsage([make_entry(NOW - timedelta(days=1), "70")])
+    show = ShowUsage(overviews, usage, usage, FakePlans(), load_meters(), FakeComparisons())
+    html = Pages().draw_usage(show("acme", NOW), form_token="token", out_token="token")
+    [told] = re.findall(r"On track for \$[0-9.,]+ (this \w+),", html)
+    assert told == words
 
 
 def test_the_stylesheet_is_the_one_that_the_policy_names() -> None:

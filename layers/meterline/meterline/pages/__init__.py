@@ -25,6 +25,7 @@ from meterline.domain.limits import (
     most_quantity,
     stop_quantity,
 )
+from meterline.domain.periods import calendar_month
 from meterline.domain.times import format_time
 from meterline.pages.formats import (
     format_clock,
@@ -111,6 +112,8 @@ class Pages:
             "usage.html",
             report=report,
             bar=bar,
+            # Most periods begin in mid-month: "this month" would be another stretch of time.
+            span="this month" if report.period == calendar_month(report.as_of) else "this period",
             chart_line=line.quantize(report.meter.from_sub_units(1)) if line is not None else None,
             # The only text that is not escaped: an element tree written out, text escaped by it.
             chart_wide=Markup(draw_days(report.days, line, report.meter.unit)),  # noqa: S704
