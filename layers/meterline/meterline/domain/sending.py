@@ -33,9 +33,6 @@ MAX_HOLD_S = 3600
 LINGER_S = 120
 """A send without an answer may still arrive for so long: twice what the function may run."""
 
-AFTER_END_SEQUENCE = -1
-"""No send has it: in the place of a send's number it names what of an hour nobody bills."""
-
 _MAX_STRAYS = 16
 _REFUSED_FOR_CONTENT = frozenset({RefusalCode.BAD_VALUE, RefusalCode.TOO_MANY_DIGITS})
 
@@ -342,14 +339,18 @@ class HourSending:
 
 
 def hour_identifier(customer: str, meter: str, hour: datetime, sequence: int) -> str:
-    """The identifier of one send of an hour's total, 44 characters; sequence 0 names the hour,
-    and `AFTER_END_SEQUENCE` the part of it that was used after a subscription's end.
+    """The identifier of one send of an hour's total, 44 characters; sequence 0 names the hour.
 
     It counts the sends, not the events: to mend an older total that arrived late, the same total
     must be sent again, and under its first identifier it would be refused as a repeat.
     """
     text = f"{customer}\x1f{meter}\x1f{hour.astimezone(UTC):%Y-%m-%dT%H}\x1f{sequence}"
     return "mlh_" + hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def after_end_identifier(customer: str, meter: str, hour: datetime) -> str:
+    """The name of what of an hour was used after a subscription's end; never that of a send."""
+    return "mla_" + hour_identifier(customer, meter, hour, 0).removeprefix("mlh_")
 
 
 def _problem(entry: EmissionEntry, kind: Lapse, code: str, message: str) -> Problem:

@@ -15,7 +15,7 @@ from meterline.domain.emission import AFTER_END, EmissionDue, HourDue, Lapse, Pr
 from meterline.domain.measuring import HOUR, floor_hour
 from meterline.domain.meters import EmissionMode, Meter
 from meterline.domain.periods import Period
-from meterline.domain.sending import AFTER_END_SEQUENCE, Progress, hour_identifier
+from meterline.domain.sending import Progress, after_end_identifier
 from meterline.domain.subscriptions import find_gaps
 from meterline.domain.times import format_time
 from meterline.domain.usage import LedgerEntry
@@ -154,7 +154,7 @@ class ListAfterEnd:
             if sent is None:
                 continue
             taken = min(sub_units, sub_units - (hours.get(hour, 0) - sent))
-            name = hour_identifier(customer, meter.id, hour, AFTER_END_SEQUENCE)
+            name = after_end_identifier(customer, meter.id, hour)
             listed = self._sent.find_listed(customer, meter.id, [name])
             if taken > 0 and listed.get(name) != taken:
                 at_s = int(max(hour, gap.start).timestamp())

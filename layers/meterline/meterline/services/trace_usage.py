@@ -12,7 +12,7 @@ from meterline.domain.emission import HourDue
 from meterline.domain.invoice_checks import CheckedSpan, InvoiceCheck
 from meterline.domain.measuring import HOUR, floor_hour
 from meterline.domain.meters import EmissionMode, Meter
-from meterline.domain.sending import AFTER_END_SEQUENCE, Progress, hour_identifier
+from meterline.domain.sending import Progress, after_end_identifier, hour_identifier
 from meterline.domain.usage import EventKey, LedgerEntry
 from meterline.errors import NotFoundError, SearchedTooLongError
 from meterline.ports import (
@@ -225,7 +225,7 @@ class TraceUsage:
         identifier = hour_identifier(customer, entry.meter, hour, sending.sequence)
         problem = code.partition(":")[0] or None
         if state is SendingState.SENT and not is_invoiced:
-            name = hour_identifier(customer, entry.meter, hour, AFTER_END_SEQUENCE)
+            name = after_end_identifier(customer, entry.meter, hour)
             problem = self._records.reasons_of(customer, entry.meter, [name]).get(name)
         return SentUsage(EmissionMode.HOURLY, identifier, state, problem=problem)
 
