@@ -22,7 +22,7 @@ from meterline.catalog.guardrails import load_breaker_rule
 from meterline.catalog.rate_cards import load_rate_card
 from meterline.domain.breaker_replay import ReplayedTrip, replay_usage
 from meterline.domain.meters import Meter
-from meterline.errors import MeterlineError, RejectedEventError
+from meterline.errors import RejectedEventError
 from meterline.services.freeze_customer import FreezeCustomer
 from meterline.services.unfreeze_customer import UnfreezeCustomer
 
@@ -98,10 +98,7 @@ def freeze(stack_name: str, customer: str, actor: str, reason: str) -> None:
     stack = open_stack(stack_name)
     wire, table = stack.wire(), stack.table("Accounts")
     job = FreezeCustomer(DynamoControls(wire, table), DynamoGuardrails(wire, table))
-    try:
-        job(customer, reason, f"operator {actor}", datetime.now(UTC))
-    except MeterlineError as error:
-        raise click.ClickException(str(error)) from error
+    job(customer, reason, f"operator {actor}", datetime.now(UTC))
     Trail(stack, wire, actor, reason).record("freeze", customer, "frozen")
     click.echo(f"{customer} is frozen; its channels are told within minutes")
 
@@ -116,10 +113,7 @@ def unfreeze(stack_name: str, customer: str, actor: str, reason: str) -> None:
     wire, table = stack.wire(), stack.table("Accounts")
     bus = EventBridgeBus(stack.outputs["EventBus"])
     job = UnfreezeCustomer(DynamoControls(wire, table), DynamoGuardrails(wire, table), bus)
-    try:
-        lifted = job(customer, reason, f"operator {actor}", datetime.now(UTC))
-    except MeterlineError as error:
-        raise click.ClickException(str(error)) from error
+    lifted = job(customer, reason, f"operator {actor}", datetime.now(UTC))
     Trail(stack, wire, actor, reason).record("unfreeze", customer, "lifted")
     click.echo(f"{customer} may go on; it was frozen since {lifted.frozen_at:%Y-%m-%dT%H:%M:%SZ}")
 

@@ -25,7 +25,7 @@ from meterline.catalog.versions import (
     plan_apply,
     read_version,
 )
-from meterline.errors import MeterlineError, SupersededError
+from meterline.errors import SupersededError
 
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -112,8 +112,6 @@ def _add(catalog: DynamoCatalog, version: CatalogVersion, now: datetime) -> None
             raise click.ClickException(
                 f"somebody else has just applied another {version.kind} {version.version}"
             ) from None
-    except MeterlineError as error:
-        raise click.ClickException(str(error)) from error
 
 
 def _open_catalog(stack_name: str) -> DynamoCatalog:

@@ -18,7 +18,7 @@ from meterline.bootstrap import make_trace
 from meterline.catalog import load_meters
 from meterline.domain.invoice_checks import digest_events, write_event_line, write_quantity
 from meterline.domain.usage import EventKey
-from meterline.errors import MeterlineError, NotFoundError
+from meterline.errors import NotFoundError
 from meterline.schemas.export import write_csv
 from meterline.services.correct_event import CorrectEvent
 
@@ -100,12 +100,8 @@ def reverse(
     ledger = DynamoLedger(wire, stack.table("Events"))
     subject = f"{customer}/{source}/{event_id}"
     trail.record("reverse", subject, "begun")
-    try:
-        entry = CorrectEvent(ledger, ledger)(
-            EventKey(customer, source, event_id), datetime.now(UTC)
-        )
-    except MeterlineError as error:
-        raise click.ClickException(str(error)) from error
+    key = EventKey(customer, source, event_id)
+    entry = CorrectEvent(ledger, ledger)(key, datetime.now(UTC))
     trail.record("reverse", subject, f"{write_quantity(entry.quantity)} {entry.meter}")
     click.echo(f"{write_quantity(entry.quantity)} {entry.meter} as {entry.key.id}")
 

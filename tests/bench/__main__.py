@@ -32,12 +32,7 @@ from tests.bench.cold_starts import CALLS, measure_cold_starts
 from tests.bench.dashboard_load import load_rows
 from tests.bench.dashboard_load import measure as measure_dashboard
 from tests.bench.forecasts import forecast_rows
-from tests.bench.local_dynamodb import (
-    create_table,
-    create_tables,
-    is_installed,
-    running_dynamodb,
-)
+from tests.bench.local_dynamodb import AWS, create_table, create_tables
 from tests.bench.measuring import REPOSITORY
 from tests.bench.prices import (
     ACCESS_LOG_BYTES,
@@ -52,13 +47,9 @@ from tests.bench.prices import (
 )
 from tests.bench.results import Row, make_table, write_results
 from tests.bench.usage_mix import ONE_CUSTOMER, SAAS, customer_ids
+from tests.dynamodb_local import is_installed, run_dynamodb_local
 
 _API_KEY = "bench-key"
-_AWS = {
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_DEFAULT_REGION": "us-east-1",
-}
 _BATCH = 100
 _PRICED_RECORDS = 1000
 _ROUNDS = {"report": 5, "project": 5, "cold": 5}
@@ -79,8 +70,8 @@ Tell = Callable[[str], None]
 def measure_usage(tell: Tell) -> Iterator[Row]:
     """CPU, units and list price from the report to the billing layer."""
     layers = build_layers()
-    with running_dynamodb() as url, running_sqs() as sqs:
-        environment = {**_AWS, "AWS_ENDPOINT_URL_DYNAMODB": url}
+    with run_dynamodb_local() as url, running_sqs() as sqs:
+        environment = {**AWS, "AWS_ENDPOINT_URL_DYNAMODB": url}
         os.environ.update(environment)
         tell("report_usage and single writes, in turns")
         report = run_worker("tests.bench.worker_report", layers, environment | prepare_report(url))
@@ -103,7 +94,7 @@ def measure_usage(tell: Tell) -> Iterator[Row]:
 def measure_cold(tell: Tell) -> Iterator[Row]:
     """Every function's cold start, next to its empty twin."""
     tell("cold starts under the Lambda runtime emulator")
-    yield from cold_rows(measure_cold_starts(build_layers(), _ROUNDS["cold"], _AWS))
+    yield from cold_rows(measure_cold_starts(build_layers(), _ROUNDS["cold"], AWS))
 
 
 def measure_looks(tell: Tell) -> Iterator[Row]:

@@ -39,20 +39,16 @@ from meterline.services.authorize_usage import AuthorizeUsage, Request
 from meterline.services.measure_period import MeasurePeriod
 from tests.bench.built_layers import build_layers
 from tests.bench.cold_starts import emulated_runtime, invoke, link_runtime
-from tests.bench.local_dynamodb import create_tables, is_installed, running_dynamodb
+from tests.bench.local_dynamodb import AWS, CountingWire, create_tables
 from tests.bench.measuring import FUNCTIONS
 from tests.bench.prices import price_of_authorizations
 from tests.bench.results import Row
+from tests.dynamodb_local import is_installed, run_dynamodb_local
 
 _KEY = "bench-authorize"
 _CALLS = 300
 _CALLS_PER_LEASE = 100
 _MEMORY_MB = 1024
-_AWS = {
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_DEFAULT_REGION": "us-east-1",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,34 +64,11 @@ class Figures:
     """What a delivery of one event takes more because it names an authorization."""
 
 
-class CountingWire(DynamoWire):
-    """Adds up what DynamoDB says that its answers cost, reads and writes apart."""
-
-    reads = writes = 0.0
-
-    def call(self, operation: str, request: Mapping[str, Any], **told: Any) -> dict[str, Any]:
-        answer = super().call(operation, {**request, "ReturnConsumedCapacity": "TOTAL"}, **told)
-        consumed = answer["ConsumedCapacity"]
-        told_units = consumed if isinstance(consumed, list) else [consumed]
-        units = sum(each["CapacityUnits"] for each in told_units)
-        if operation in ("Query", "GetItem", "BatchGetItem"):
-            self.reads += units
-        else:
-            self.writes += units
-        return answer
-
-    def take(self) -> tuple[float, float]:
-        """Reads and writes since the last time."""
-        taken = self.reads, self.writes
-        self.reads = self.writes = 0.0
-        return taken
-
-
 def measure() -> Figures:
     """Both kinds of customers in one run."""
     layers = build_layers()
-    with running_dynamodb() as url, tempfile.TemporaryDirectory(prefix="meterline-") as directory:
-        environment = {**_AWS, "AWS_ENDPOINT_URL_DYNAMODB": url}
+    with run_dynamodb_local() as url, tempfile.TemporaryDirectory(prefix="meterline-") as directory:
+        environment = {**AWS, "AWS_ENDPOINT_URL_DYNAMODB": url}
         os.environ.update(environment)
         dynamodb = boto3.client("dynamodb", endpoint_url=url, region_name="us-east-1")
         tables = create_tables(dynamodb, "authorize")

@@ -43,9 +43,10 @@ from meterline.domain.usage import EventKey, LedgerEntry
 from meterline.services.show_usage import ShowUsage
 from tests.bench.built_layers import build_layers
 from tests.bench.cold_starts import emulated_runtime, invoke, link_runtime
-from tests.bench.local_dynamodb import create_tables, is_installed, running_dynamodb
+from tests.bench.local_dynamodb import AWS, CountingWire, create_tables
 from tests.bench.measuring import FUNCTIONS
 from tests.bench.results import Row
+from tests.dynamodb_local import is_installed, run_dynamodb_local
 
 SIZES = (1_000, 100_000, 1_000_000)
 """Events of the period so far."""
@@ -57,11 +58,6 @@ _HISTORY_DAYS = 56
 _PERIOD_DAYS = 19
 _NAMES_PER_ITEM = 16
 _CALLS = 60
-_AWS = {
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_DEFAULT_REGION": "us-east-1",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +75,6 @@ class Load:
     """The 95th percentile of warm calls."""
 
 
-class CountingWire(DynamoWire):
-    """Adds up what DynamoDB says that its answers cost."""
-
-    units = 0.0
-
-    def call(self, operation: str, request: Mapping[str, Any], **told: Any) -> dict[str, Any]:
-        answer = super().call(operation, {**request, "ReturnConsumedCapacity": "TOTAL"}, **told)
-        if operation in ("Query", "GetItem"):
-            self.units += answer["ConsumedCapacity"]["CapacityUnits"]
-        return answer
-
-
 class _NoComparisons:
     def request(self, customer: str) -> None:
         """Nobody bills these customers."""
@@ -99,8 +83,8 @@ class _NoComparisons:
 def measure() -> list[Load]:
     """All sizes in one run."""
     layers = build_layers()
-    with running_dynamodb() as url, tempfile.TemporaryDirectory(prefix="meterline-") as directory:
-        environment = {**_AWS, "AWS_ENDPOINT_URL_DYNAMODB": url}
+    with run_dynamodb_local() as url, tempfile.TemporaryDirectory(prefix="meterline-") as directory:
+        environment = {**AWS, "AWS_ENDPOINT_URL_DYNAMODB": url}
         os.environ.update(environment)
         dynamodb = boto3.client("dynamodb", endpoint_url=url, region_name="us-east-1")
         tables = create_tables(dynamodb, "dashboard")
@@ -131,13 +115,13 @@ def _measure_size(url: str, tables: Mapping[str, str], port: int, size: int, now
         _NoComparisons(),
     )
     show(name_customer(SIZES[0]), now)  # The catalog is read once a minute.
-    wire.units = 0.0
+    wire.reads = 0.0
     report = show(name_customer(size), now)
-    first_units, wire.units = wire.units, 0.0
+    first_units, wire.reads = wire.reads, 0.0
     # Around 19 days of it; what lies before the period's start is taken off to the event.
     assert 0.9 * size < report.events < 1.1 * size, report.events
     assert show(name_customer(size), now).events == report.events
-    units, wire.units = wire.units, 0.0
+    units, wire.reads = wire.reads, 0.0
     start = report.period.start
     boto3.client("dynamodb", endpoint_url=url, region_name="us-east-1").update_item(
         TableName=tables["TOTALS_TABLE"],
@@ -151,7 +135,7 @@ def _measure_size(url: str, tables: Mapping[str, str], port: int, size: int, now
     assert show(name_customer(size), now).events == report.events
     return Load(
         size,
-        wire.units,
+        wire.reads,
         first_units,
         units,
         first_ms,

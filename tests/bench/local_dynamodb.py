@@ -1,44 +1,46 @@
-"""DynamoDB Local for the bench, with the tables of the template."""
+"""What the bench has in DynamoDB Local: the tables of the template, and a wire that counts."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from samcli.yamlhelper import yaml_parse
 
+from meterline.adapters.dynamodb_wire import DynamoWire
 from tests.bench.measuring import REPOSITORY
-from tests.ports import find_free_port, wait_for_port
 
-_HOME = REPOSITORY / ".local" / "dynamodb-local"
+AWS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+"""The environment of what calls it."""
 _TABLES = ("EventsTable", "TotalsTable", "EmissionsTable", "AccountsTable")
 
 
-def is_installed() -> bool:
-    """Whether `make dynamodb-local` was run and Java is there."""
-    return shutil.which("java") is not None and (_HOME / "DynamoDBLocal.jar").exists()
+class CountingWire(DynamoWire):
+    """Adds up what DynamoDB says that its answers cost, reads and writes apart."""
 
+    reads = writes = 0.0
 
-@contextmanager
-def running_dynamodb() -> Iterator[str]:
-    """The URL of a DynamoDB Local in memory, for as long as the block lasts."""
-    port = find_free_port()
-    command = ["java", "-Djava.library.path=./DynamoDBLocal_lib", "-jar", "DynamoDBLocal.jar"]
-    process = subprocess.Popen(
-        [*command, "-inMemory", "-disableTelemetry", "-port", str(port)],
-        cwd=_HOME,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_for_port(port, process)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
+    def call(self, operation: str, request: Mapping[str, Any], **told: Any) -> dict[str, Any]:
+        """Make the call and count."""
+        answer = super().call(operation, {**request, "ReturnConsumedCapacity": "TOTAL"}, **told)
+        consumed = answer["ConsumedCapacity"]
+        told_units = consumed if isinstance(consumed, list) else [consumed]
+        units = sum(each["CapacityUnits"] for each in told_units)
+        if operation in ("Query", "GetItem", "BatchGetItem"):
+            self.reads += units
+        else:
+            self.writes += units
+        return answer
+
+    def take(self) -> tuple[float, float]:
+        """Reads and writes since the last time."""
+        taken = self.reads, self.writes
+        self.reads = self.writes = 0.0
+        return taken
 
 
 def create_table(dynamodb: Any, kind: str, name: str) -> str:
