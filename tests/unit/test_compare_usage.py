@@ -63,7 +63,9 @@ def test_both_counts_are_of_the_same_minutes_and_of_hours_that_have_settled() ->
         (989, 1000, True),
         (0, 1, True),
         (1, 0, True),
-        (10**15, 10**15 - 10**12, False),
+        (10**15, 10**15 - 10**13, False),
+        (10**15, 10**15 - 10**13 - 1, True),
+        (-1000, -990, False),
         (-5, 5, True),
     ],
 )

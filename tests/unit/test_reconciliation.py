@@ -16,7 +16,6 @@ from meterline.domain.reconciliation import (
     Cause,
     HourKey,
     SentEntry,
-    diverges,
     explain_hour,
     weigh_evidence,
 )
@@ -77,26 +76,6 @@ def test_what_explains_a_difference_always_adds_up_to_it(
     )
     told = sum(each.sub_units for each in difference.explanations)
     assert told == difference.missing_sub_units
-
-
-@pytest.mark.parametrize(
-    ("local", "billed", "expected"),
-    [
-        (0, 0, False),
-        (1000, 1000, False),
-        (1000, 990, False),
-        (1000, 989, True),
-        (989, 1000, True),
-        (0, 1, True),
-        (1, 0, True),
-        (-1000, -990, False),
-        (10**15, 10**15 - 10**13, False),
-    ],
-)
-def test_more_than_one_per_cent_of_the_larger_one_diverges(
-    local: int, billed: int, expected: bool
-) -> None:
-    assert diverges(local, billed) is expected
 
 
 UNKNOWN = [entry("a", 1), entry("b", 2), entry("c", 4)]

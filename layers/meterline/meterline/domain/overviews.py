@@ -7,10 +7,9 @@ from datetime import datetime, timedelta
 
 from meterline.domain.customers import Account
 from meterline.domain.limits import Limits
+from meterline.domain.measuring import diverges
 from meterline.domain.periods import Period
 
-MAX_DIVERGENCE = 0.01
-"""Above it the two counts are said to diverge."""
 COMPARE_EVERY = timedelta(minutes=5)
 """How old a comparison may be when somebody looks."""
 
@@ -28,15 +27,9 @@ class Comparison:
     compared_at: datetime
 
     @property
-    def divergence(self) -> float:
-        """The difference as a share of the larger count; 0 where both are nothing."""
-        larger = max(abs(self.ours), abs(self.theirs))
-        return abs(self.ours - self.theirs) / larger if larger else 0.0
-
-    @property
     def diverges(self) -> bool:
         """Whether a person should look."""
-        return self.divergence > MAX_DIVERGENCE
+        return diverges(self.ours, self.theirs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ GRACE = timedelta(minutes=10)
 FRESH = timedelta(minutes=15)
 """What was sent so lately may not be in the billing layer's summaries yet: they are eventually
 consistent (Stripe's OpenAPI document)."""
-DIVERGENCE_LIMIT_PERCENT = 1
 MAX_SEARCHED = 16
 """Unknown sends of one minute of which every choice is tried: 65,536 of them."""
 
@@ -251,12 +250,6 @@ def explain_stale(key: HourKey, local_sub_units: int, billed_sub_units: int) -> 
     rest = local_sub_units - billed_sub_units
     told = (Explanation(Cause.STALE_TOTAL, rest, 0),)
     return Difference(key, local_sub_units, billed_sub_units, told)
-
-
-def diverges(local_sub_units: int, billed_sub_units: int) -> bool:
-    """Whether the two differ by more than one per cent of the larger one."""
-    larger = max(abs(local_sub_units), abs(billed_sub_units))
-    return abs(local_sub_units - billed_sub_units) * 100 > larger * DIVERGENCE_LIMIT_PERCENT
 
 
 @dataclass(frozen=True, slots=True)

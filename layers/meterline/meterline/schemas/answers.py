@@ -18,12 +18,19 @@ from meterline.schemas.names import CustomerId
 from meterline.services.trace_usage import SendingState
 
 Count = Annotated[int, Field(ge=0)]
+NextCursor = Annotated[
+    str | None, Field(description="The `cursor` of the page behind this one; null: it ends.")
+]
 
 
-class RejectedEvent(BaseModel):
-    """An event that was not taken. The others of the call are not touched by it."""
+class Answer(BaseModel):
+    """What we answer, and nothing besides."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class RejectedEvent(Answer):
+    """An event that was not taken. The others of the call are not touched by it."""
 
     index: Annotated[Count, Field(description="Its place in the call; the first is 0.")]
     id: Annotated[str | None, Field(description="Its id, where it could be read.")]
@@ -31,10 +38,8 @@ class RejectedEvent(BaseModel):
     message: Annotated[str, Field(description="For people; it may change.")]
 
 
-class UsageAnswer(BaseModel):
+class UsageAnswer(Answer):
     """What became of the events of a call."""
-
-    model_config = ConfigDict(extra="forbid")
 
     accepted: Annotated[Count, Field(description="New, and in the ledger.")]
     duplicates: Annotated[Count, Field(description="Known already: they count once.")]
@@ -42,10 +47,8 @@ class UsageAnswer(BaseModel):
     rejected: list[RejectedEvent]
 
 
-class ListedCustomer(BaseModel):
+class ListedCustomer(Answer):
     """A customer, the account that is billed, as a list shows it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     id: CustomerId
     name: str
@@ -56,10 +59,8 @@ class ListedCustomer(BaseModel):
     updated_at: datetime
 
 
-class UserAnswer(BaseModel):
+class UserAnswer(Answer):
     """A person (seat) of a customer."""
-
-    model_config = ConfigDict(extra="forbid")
 
     id: str
     name: str | None
@@ -67,19 +68,15 @@ class UserAnswer(BaseModel):
     role: Role
 
 
-class PeriodAnswer(BaseModel):
+class PeriodAnswer(Answer):
     """A billing period; its end is not in it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     start: datetime
     end: datetime
 
 
-class SubscriptionAnswer(BaseModel):
+class SubscriptionAnswer(Answer):
     """A customer's subscription, as the billing layer last told of it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     id: str
     status: str
@@ -99,21 +96,15 @@ class CustomerAnswer(ListedCustomer):
     subscription: SubscriptionAnswer | None
 
 
-class CustomerPage(BaseModel):
+class CustomerPage(Answer):
     """Some customers in the order of their ids."""
 
-    model_config = ConfigDict(extra="forbid")
-
     customers: list[ListedCustomer]
-    next_cursor: Annotated[
-        str | None, Field(description="The `cursor` of the page behind this one; null: it ends.")
-    ]
+    next_cursor: NextCursor
 
 
-class MoneyAnswer(BaseModel):
+class MoneyAnswer(Answer):
     """An amount in minor units of its currency."""
-
-    model_config = ConfigDict(extra="forbid")
 
     amount_minor: int
     currency: Annotated[str, Field(pattern=r"^[a-z]{3}$")]
@@ -122,18 +113,14 @@ class MoneyAnswer(BaseModel):
 Quantity = Annotated[str, Field(pattern=r"^-?[0-9]+(\.[0-9]+)?$", description="Exact, decimal.")]
 
 
-class QuantityAnswer(BaseModel):
+class QuantityAnswer(Answer):
     """A quantity of the plan's meter."""
-
-    model_config = ConfigDict(extra="forbid")
 
     quantity: Quantity
 
 
-class LimitsAnswer(BaseModel):
+class LimitsAnswer(Answer):
     """A customer's limits. An amount stands for the whole bill of a period."""
-
-    model_config = ConfigDict(extra="forbid")
 
     warn_at: MoneyAnswer | QuantityAnswer | None
     stop_at: MoneyAnswer | QuantityAnswer | None
@@ -151,10 +138,8 @@ class LimitsAnswer(BaseModel):
     changed_by: str | None
 
 
-class CostAnswer(BaseModel):
+class CostAnswer(Answer):
     """What a period costs."""
-
-    model_config = ConfigDict(extra="forbid")
 
     base_fee: MoneyAnswer
     overage: MoneyAnswer
@@ -167,30 +152,24 @@ class OutlookAnswer(CostAnswer):
     quantity: Quantity
 
 
-class ForecastAnswer(BaseModel):
+class ForecastAnswer(Answer):
     """What the period will come to: four of five times from low to high."""
-
-    model_config = ConfigDict(extra="forbid")
 
     low: OutlookAnswer
     expected: OutlookAnswer
     high: OutlookAnswer
 
 
-class TierAnswer(BaseModel):
+class TierAnswer(Answer):
     """A price from the tier before it up to and including `up_to`; null: without end."""
-
-    model_config = ConfigDict(extra="forbid")
 
     up_to: Quantity | None
     unit_amount_minor: Quantity
     flat_amount_minor: int
 
 
-class PlanAnswer(BaseModel):
+class PlanAnswer(Answer):
     """A plan's terms in the customer's currency."""
-
-    model_config = ConfigDict(extra="forbid")
 
     id: str
     name: str
@@ -200,38 +179,30 @@ class PlanAnswer(BaseModel):
     block_overage: Annotated[bool, Field(description="Usage stops at the included quota.")]
 
 
-class NamedAnswer(BaseModel):
+class NamedAnswer(Answer):
     """A customer's id and name."""
-
-    model_config = ConfigDict(extra="forbid")
 
     id: str
     name: str
 
 
-class MeterAnswer(BaseModel):
+class MeterAnswer(Answer):
     """What is counted."""
-
-    model_config = ConfigDict(extra="forbid")
 
     id: str
     unit: str
 
 
-class DayAnswer(BaseModel):
+class DayAnswer(Answer):
     """One UTC day."""
-
-    model_config = ConfigDict(extra="forbid")
 
     day: date
     quantity: Quantity
     events: int
 
 
-class ActionAnswer(BaseModel):
+class ActionAnswer(Answer):
     """What an action counts for; null: events that named none."""
-
-    model_config = ConfigDict(extra="forbid")
 
     action: str | None
     quantity: Quantity
@@ -239,10 +210,8 @@ class ActionAnswer(BaseModel):
     share: Annotated[str, Field(description="Of the total, from 0 to 1.")]
 
 
-class UserShareAnswer(BaseModel):
+class UserShareAnswer(Answer):
     """What a user counts for; null: events that named none."""
-
-    model_config = ConfigDict(extra="forbid")
 
     user: str | None
     name: str | None
@@ -252,10 +221,8 @@ class UserShareAnswer(BaseModel):
     share: str
 
 
-class InvoiceAnswer(BaseModel):
+class InvoiceAnswer(Answer):
     """An invoice at the billing layer."""
-
-    model_config = ConfigDict(extra="forbid")
 
     id: str
     number: str | None
@@ -265,10 +232,8 @@ class InvoiceAnswer(BaseModel):
     page_url: str | None
 
 
-class ComparisonAnswer(BaseModel):
+class ComparisonAnswer(Answer):
     """Our count next to the billing layer's, from the period's start until a whole hour."""
-
-    model_config = ConfigDict(extra="forbid")
 
     from_: Annotated[datetime, Field(alias="from")]
     until: datetime
@@ -277,20 +242,16 @@ class ComparisonAnswer(BaseModel):
     diverges: Annotated[bool, Field(description="By more than 1%.")]
 
 
-class BillingAnswer(BaseModel):
+class BillingAnswer(Answer):
     """What the billing layer said when it was last asked."""
-
-    model_config = ConfigDict(extra="forbid")
 
     asked_at: datetime
     comparison: ComparisonAnswer | None
     invoices: list[InvoiceAnswer]
 
 
-class UsageReportAnswer(BaseModel):
+class UsageReportAnswer(Answer):
     """A customer's dashboard."""
-
-    model_config = ConfigDict(extra="forbid")
 
     customer: NamedAnswer
     as_of: datetime
@@ -314,10 +275,8 @@ class UsageReportAnswer(BaseModel):
     billing: BillingAnswer | None
 
 
-class InvoiceLineAnswer(BaseModel):
+class InvoiceLineAnswer(Answer):
     """What an invoice bills of one meter in one period, all its tiers together."""
-
-    model_config = ConfigDict(extra="forbid")
 
     meter: str
     period: PeriodAnswer
@@ -340,10 +299,8 @@ class InvoiceLineAnswer(BaseModel):
     ]
 
 
-class CheckedInvoiceAnswer(BaseModel):
+class CheckedInvoiceAnswer(Answer):
     """An invoice next to the ledger, as they were last compared."""
-
-    model_config = ConfigDict(extra="forbid")
 
     id: str
     state: CheckState
@@ -352,18 +309,14 @@ class CheckedInvoiceAnswer(BaseModel):
     lines: list[InvoiceLineAnswer]
 
 
-class CheckedInvoicesAnswer(BaseModel):
+class CheckedInvoicesAnswer(Answer):
     """A customer's invoices with usage on them, the newest period first."""
-
-    model_config = ConfigDict(extra="forbid")
 
     invoices: list[CheckedInvoiceAnswer]
 
 
-class LedgerEventAnswer(BaseModel):
+class LedgerEventAnswer(Answer):
     """An event as the ledger keeps it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     source: str
     id: str
@@ -382,21 +335,15 @@ class LedgerEventAnswer(BaseModel):
     response_id: str | None
 
 
-class InvoiceEventsAnswer(BaseModel):
+class InvoiceEventsAnswer(Answer):
     """Some of the events that an invoice bills."""
 
-    model_config = ConfigDict(extra="forbid")
-
     events: list[LedgerEventAnswer]
-    next_cursor: Annotated[
-        str | None, Field(description="The `cursor` of the page behind this one; null: it ends.")
-    ]
+    next_cursor: NextCursor
 
 
-class SentUsageAnswer(BaseModel):
+class SentUsageAnswer(Answer):
     """Under which identifier an event is told to the billing layer, and how far that is."""
-
-    model_config = ConfigDict(extra="forbid")
 
     mode: EmissionMode
     identifier: Annotated[
@@ -407,10 +354,8 @@ class SentUsageAnswer(BaseModel):
     problem: Annotated[str | None, Field(description="Why it was not billed.")]
 
 
-class TracedEventAnswer(BaseModel):
+class TracedEventAnswer(Answer):
     """One event on its way from the ledger to the invoice."""
-
-    model_config = ConfigDict(extra="forbid")
 
     event: LedgerEventAnswer
     billing: SentUsageAnswer
@@ -419,10 +364,8 @@ class TracedEventAnswer(BaseModel):
     line: InvoiceLineAnswer | None
 
 
-class PortalSessionAnswer(BaseModel):
+class PortalSessionAnswer(Answer):
     """A link to a dashboard, to be followed until it expires."""
-
-    model_config = ConfigDict(extra="forbid")
 
     url: str
     expires_at: datetime

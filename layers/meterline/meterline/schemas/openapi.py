@@ -313,9 +313,9 @@ class Operation:
     summary: str
     description: str
     status: int
-    answer: type[BaseModel] | None
-    example: Any
-    codes: Sequence[str]
+    answer: type[BaseModel] | None = None
+    example: Any = None
+    codes: Sequence[str] = ()
     """Codes of its problems; an `invalid_body` comes as 400 where `statuses` does not say else."""
     scope: Scope | None = None
     statuses: Mapping[str, int] | None = None
@@ -731,9 +731,6 @@ OPERATIONS: Final = (
         "For whoever is signed in. With `token`, of a link, it starts a session and leads on to "
         "itself.",
         200,
-        None,
-        None,
-        (),
         media="text/html",
         page_statuses=(303, 401, 403, 404, 500, 503),
         parameters=({"name": "token", "in": "query", "schema": {"type": "string"}},),
@@ -745,9 +742,6 @@ OPERATIONS: Final = (
         "The page's form of limits",
         "Only from a page of the same session; leads back to the page.",
         303,
-        None,
-        None,
-        (),
         media="text/html",
         page_statuses=(400, 401, 403, 404, 413, 415, 422, 500, 503),
         body=_form_body("form_token", "warn_at", "warn_at_in", "stop_at", "stop_at_in"),
@@ -759,9 +753,6 @@ OPERATIONS: Final = (
         "End the page's session in this browser",
         "Only from a page of the same session.",
         303,
-        None,
-        None,
-        (),
         media="text/html",
         page_statuses=(400, 401, 403, 413, 415, 500, 503),
         body=_form_body("form_token"),
@@ -774,9 +765,6 @@ OPERATIONS: Final = (
         "The events from `from` up to and not including `to`, for whoever is signed in; a member "
         "gets their own. Where one file does not hold them all, `Link` names the next.",
         200,
-        None,
-        None,
-        (),
         media="text/csv",
         page_statuses=(400, 401, 403, 404, 500, 503),
         parameters=tuple(
@@ -797,9 +785,6 @@ OPERATIONS: Final = (
         "For the customer's admins; the digest of `listInvoices` can be made from it. Where one "
         "file does not hold them all, `Link` names the next.",
         200,
-        None,
-        None,
-        (),
         media="text/csv",
         page_statuses=(400, 401, 403, 404, 500, 503),
         parameters=tuple(
@@ -819,9 +804,6 @@ OPERATIONS: Final = (
         "What it costs, as a page",
         "For everybody.",
         200,
-        None,
-        None,
-        (),
         media="text/html",
         page_statuses=(500, 503),
     ),
@@ -832,9 +814,6 @@ OPERATIONS: Final = (
         "What changed in pricing, as a page",
         "For everybody.",
         200,
-        None,
-        None,
-        (),
         media="text/html",
         page_statuses=(500, 503),
     ),

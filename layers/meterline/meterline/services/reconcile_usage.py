@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from meterline.domain.dropped import DroppedUsage
 from meterline.domain.emission import WAITING, DeadLetters, HourDue, Lapse, Problem
-from meterline.domain.measuring import HOUR, HourTotal, floor_hour
+from meterline.domain.measuring import HOUR, HourTotal, diverges, floor_hour
 from meterline.domain.meters import EmissionMode, Meter
 from meterline.domain.projection import RECOUNT_AGE_S
 from meterline.domain.reconciliation import (
@@ -26,7 +26,6 @@ from meterline.domain.reconciliation import (
     Explanation,
     HourKey,
     SentEntry,
-    diverges,
     explain_hour,
     explain_lost,
     explain_stale,
