@@ -23,6 +23,7 @@ RECOUNT = "only what the stream lost, hours ago: tests/faults/test_recount.py"
 REPAIR = "only sends that are too old to be in flight: tests/faults/test_reconciliation.py"
 LATE = "whoever comes first settles late usage: tests/faults/test_invoice_day.py"
 AFTER_END = "only what Stripe took after a subscription's end: tests/faults/test_after_end.py"
+LATE_HOUR = "only a late hour in which a period begins: tests/faults/test_invoice_day.py"
 RATES = "a key's calls are written down by many calls in one second: tests/e2e/test_keys.py"
 SPIKE = "only a spike that was not told at once: tests/integration/test_invoice_spikes.py"
 RARE = [
@@ -51,6 +52,7 @@ RARE = [
     ("EmitUsageRole", "sqs:ChangeMessageVisibility", "EmissionsQueue", HANDED_BACK),
     ("ApplyStripeEventRole", "dynamodb:DeleteItem", "table/AccountsTable", RELINKED),
     ("ApplyStripeEventRole", "dynamodb:BatchGetItem", "table/EmissionsTable", AFTER_END),
+    ("ApplyStripeEventRole", "dynamodb:Query", "table/BooksTable", LATE_HOUR),
     ("ProjectUsageRole", "dynamodb:Query", "table/EmissionsTable", RECOUNT),
     ("ReconcileUsageRole", "dynamodb:BatchGetItem", "table/TotalsTable", RECOUNT),
     ("ReconcileUsageRole", "dynamodb:GetItem", "table/TotalsTable", RECOUNT),

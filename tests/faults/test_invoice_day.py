@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 
 from infra.cli.billing_setup import base_lookup_key, usage_lookup_key
+from meterline.adapters.dynamodb_emissions import DynamoEmissions
 from meterline.adapters.stripe_invoices import LATE_KEY
+from meterline.domain.emission import HourDue, Lapse, Problem
 from meterline.domain.invoice_checks import CheckState, HoldReason, write_event_line
 from meterline.domain.pricing import price_usage, total_minor
+from meterline.domain.sending import HourSending, hour_identifier
 from meterline.domain.usage import EventKey, LedgerEntry
 from meterline.errors import NotFoundError
 from meterline.services.settle_invoices import LatePolicy
@@ -261,6 +264,30 @@ def test_late_usage_that_was_settled_before_it_was_listed_does_not_stay_listed(
     assert not office.list_late()
     assert invoice not in [check.invoice for check in office.checks.list_open()]
     assert sum(item.amount for item in office.items()) == price("1040") - price("1000")
+
+
+def test_a_late_hour_in_which_a_period_begins_is_settled_with_that_period(office: Office) -> None:
+    """Meters that are sent as totals list an hour, which may be of two periods."""
+    for quantity in ("1000", "2000"):
+        invoice = finish(office, quantity)
+        office.world.clock.move(2 * 3600)
+        office.recheck()
+    check = office.checks.get(invoice)
+    assert check is not None
+    begun = check.spans[0].period.start
+    hour = begun.replace(minute=0)
+    assert hour < begun
+    use(office.world, "40", at=begun + timedelta(minutes=5), sent=False)
+    due = HourDue(office.world.customer, "credits", hour)
+    name = hour_identifier(office.world.customer, "credits", hour, 0)
+    late = Problem(Lapse.LATE, "period_final", "", name, int(hour.timestamp()), 40_000)
+    emissions = DynamoEmissions(
+        office.world.around.wire, office.world.around.store.tables.emissions
+    )
+    emissions.save_hour(due, HourSending(), opened=[late], now=office.world.clock.now())
+    office.recheck()
+    assert sum(item.amount for item in office.items()) == price("2040") - price("2000")
+    assert not office.list_late()
 
 
 def test_an_invoice_in_a_currency_without_a_price_costs_no_other_one_its_turn(

@@ -842,11 +842,19 @@ class LateProblems(Protocol):
     """Events that came after their invoice was final."""
 
     def list_late(self) -> Iterable[tuple[str, str, datetime]]:
-        """Customer, meter and time of each that is not settled; read a moment late."""
+        """Customer, meter and time of each that is not settled; read a moment late.
+
+        Of an hour's total it is the first second, and the last: it may be of two periods.
+        """
         ...
 
-    def late_between(self, customer: str, meter: str, period: Period) -> Sequence[str]:
-        """The identifiers of those of that period that are not settled."""
+    def late_between(
+        self, customer: str, meter: str, period: Period
+    ) -> Sequence[tuple[str, datetime]]:
+        """Those that are of that period, at least in part, and not settled.
+
+        The identifier of each, and the last second that it is about.
+        """
         ...
 
     def resolve_late(self, customer: str, meter: str, identifier: str, now: datetime) -> None:

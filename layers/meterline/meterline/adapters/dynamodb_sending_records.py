@@ -23,6 +23,7 @@ from meterline.domain.emission import AFTER_END, BatchDue, Lapse, Problem
 from meterline.domain.measuring import HourTotal
 from meterline.domain.periods import Period
 from meterline.domain.reconciliation import BatchRecord, SentEntry
+from meterline.domain.sending import find_last_s
 from meterline.errors import SearchedTooLongError
 
 SEARCH_S = 5.0
@@ -112,15 +113,15 @@ class DynamoSendingRecords:
         }
 
     def list_late(self) -> Iterator[tuple[str, str, datetime]]:
-        """Customer, meter and time of every event that is late and not settled."""
-        return self._list_times(Lapse.LATE)
+        """Customer, meter and time of all that is late and not settled; of an hour, both ends."""
+        for customer, meter, problem in self.list_open(Lapse.LATE):
+            last_s = find_last_s(problem.identifier, problem.at_s)
+            for at_s in {problem.at_s, last_s}:
+                yield customer, meter, datetime.fromtimestamp(at_s, UTC)
 
     def list_unknown(self) -> Iterator[tuple[str, str, datetime]]:
         """Customer, meter and time of every send that is unknown and not settled."""
-        return self._list_times(Lapse.UNKNOWN)
-
-    def _list_times(self, kind: Lapse) -> Iterator[tuple[str, str, datetime]]:
-        for customer, meter, problem in self.list_open(kind):
+        for customer, meter, problem in self.list_open(Lapse.UNKNOWN):
             yield customer, meter, datetime.fromtimestamp(problem.at_s, UTC)
 
     def list_open(self, kind: Lapse) -> Iterator[tuple[str, str, Problem]]:
@@ -142,15 +143,18 @@ class DynamoSendingRecords:
             )
             yield item["customer"]["S"], item["meter"]["S"], problem
 
-    def late_between(self, customer: str, meter: str, period: Period) -> Sequence[str]:
-        """The identifiers of late events of the period, read strongly consistently."""
-        first, last = int(period.start.timestamp()), int(period.end.timestamp())
-        return [
-            item["identifier"]["S"]
-            for item in self._query(partition_key(customer, meter), "problem#")
-            if item.get("problem", {}).get("S") == Lapse.LATE
-            and first <= int(item["at_s"]["N"]) < last
-        ]
+    def late_between(
+        self, customer: str, meter: str, period: Period
+    ) -> Sequence[tuple[str, datetime]]:
+        """What is late of the period and the last second of each, read strongly consistently."""
+        found = []
+        for item in self._query(partition_key(customer, meter), "problem#"):
+            name, at_s = item["identifier"]["S"], int(item["at_s"]["N"])
+            last = datetime.fromtimestamp(find_last_s(name, at_s), UTC)
+            is_late = item.get("problem", {}).get("S") == Lapse.LATE
+            if is_late and at_s < period.end.timestamp() and last >= period.start:
+                found.append((name, last))
+        return found
 
     def resolve_late(self, customer: str, meter: str, identifier: str, now: datetime) -> None:
         """Take a late event out of the list of problems; the record of it stays."""

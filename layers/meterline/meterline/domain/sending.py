@@ -33,6 +33,7 @@ MAX_HOLD_S = 3600
 LINGER_S = 120
 """A send without an answer may still arrive for so long: twice what the function may run."""
 
+_HOUR_PREFIX = "mlh_"
 _MAX_STRAYS = 16
 _REFUSED_FOR_CONTENT = frozenset({RefusalCode.BAD_VALUE, RefusalCode.TOO_MANY_DIGITS})
 
@@ -345,7 +346,12 @@ def hour_identifier(customer: str, meter: str, hour: datetime, sequence: int) ->
     must be sent again, and under its first identifier it would be refused as a repeat.
     """
     text = f"{customer}\x1f{meter}\x1f{hour.astimezone(UTC):%Y-%m-%dT%H}\x1f{sequence}"
-    return "mlh_" + hashlib.sha256(text.encode()).hexdigest()[:40]
+    return _HOUR_PREFIX + hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def find_last_s(identifier: str, at_s: int) -> int:
+    """The last second that a problem of that name is about: an hour's total is of a whole hour."""
+    return at_s + 3599 if identifier.startswith(_HOUR_PREFIX) else at_s
 
 
 def after_end_identifier(customer: str, meter: str, hour: datetime) -> str:

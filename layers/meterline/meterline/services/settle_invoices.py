@@ -252,7 +252,8 @@ class SettleInvoices:
             (span.meter, name)
             for span in check.spans
             if span.owed_sub_units == 0
-            for name in self._late.late_between(check.customer, span.meter, span.period)
+            for name, last in self._late.late_between(check.customer, span.meter, span.period)
+            if last < span.period.end or self._is_last(check, span.meter, last)
         ]
         if listed or is_settled:
             state = CheckState.FINAL if check.agrees else check.state
@@ -260,6 +261,10 @@ class SettleInvoices:
         for meter, name in listed:
             self._late.resolve_late(check.customer, meter, name, now)
         return check
+
+    def _is_last(self, check: InvoiceCheck, meter: str, at: datetime) -> bool:
+        """Whether no invoice of a later period is to settle an hour that ends at `at`."""
+        return self._checks.invoice_of(check.customer, meter, at) in (None, check.invoice)
 
     def _find_plan(self, span: CheckedSpan, currency: str) -> Plan | None:
         plan = self._plans.at(span.period.start).get(span.plan or "")
