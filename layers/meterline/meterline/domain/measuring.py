@@ -16,13 +16,6 @@ if TYPE_CHECKING:
     from meterline.domain.usage import LedgerEntry
 
 HOUR = timedelta(hours=1)
-DIVERGENCE_LIMIT_PERCENT = 1
-
-
-def diverges(ours: int, theirs: int) -> bool:
-    """Whether two counts differ by more than one per cent of the larger one."""
-    larger = max(abs(ours), abs(theirs))
-    return abs(ours - theirs) * 100 > larger * DIVERGENCE_LIMIT_PERCENT
 
 
 class HourTotal(NamedTuple):

@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 
 from meterline.domain.customers import Account
 from meterline.domain.limits import Limits
-from meterline.domain.measuring import diverges
 from meterline.domain.periods import Period
+from meterline.domain.quantities import diverges
 
 COMPARE_EVERY = timedelta(minutes=5)
 """How old a comparison may be when somebody looks."""

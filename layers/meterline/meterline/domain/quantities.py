@@ -11,6 +11,7 @@ from meterline.errors import RejectedEventError
 MAX_DIGITS = 15
 """Digits of a quantity in sub-units. Stripe takes integers of at most 15 digits as meter values."""
 MAX_SUB_UNITS = 10**MAX_DIGITS - 1
+_DIVERGENCE_LIMIT_PERCENT = 1
 
 _WIDE = Context(prec=60, rounding=ROUND_HALF_UP)
 """Wide enough that no product of admitted numbers is rounded on the way."""
@@ -58,3 +59,9 @@ def _too_large() -> RejectedEventError:
     return RejectedEventError(
         "quantity_too_large", f"One event may hold at most {MAX_SUB_UNITS} sub-units."
     )
+
+
+def diverges(ours: int, theirs: int) -> bool:
+    """Whether two counts of sub-units differ by more than one per cent of the larger one."""
+    larger = max(abs(ours), abs(theirs))
+    return abs(ours - theirs) * 100 > larger * _DIVERGENCE_LIMIT_PERCENT

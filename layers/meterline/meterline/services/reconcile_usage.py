@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 from meterline.domain.dropped import DroppedUsage
 from meterline.domain.emission import WAITING, DeadLetters, HourDue, Lapse, Problem
-from meterline.domain.measuring import HOUR, HourTotal, diverges, floor_hour
+from meterline.domain.measuring import HOUR, HourTotal, floor_hour
 from meterline.domain.meters import EmissionMode, Meter
 from meterline.domain.projection import RECOUNT_AGE_S
+from meterline.domain.quantities import diverges
 from meterline.domain.reconciliation import (
     GRACE,
     Cause,
