@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from meterline.bootstrap import apply_stripe_event as build_apply_stripe_event
 from meterline.clock import utc_now
 from meterline.errors import MeterlineError
+from meterline.failures import list_places
 from meterline.schemas.webhooks import decode_notice
 
 logger = Logger()
@@ -40,6 +41,10 @@ def _apply(record: dict[str, Any]) -> bool:
         done = apply_stripe_event(notice, utc_now())
     except MeterlineError as error:
         logger.warning("event not applied", **about, reason=f"{type(error).__name__}: {error}")
+        return False
+    except Exception as error:  # noqa: BLE001 - told of, and one event's alone: its age rings
+        name, places = type(error).__name__, list_places(error)
+        logger.error("event not applied", **about, reason=name, places=places)
         return False
     logger.info("event applied", **about, applied=done.applied, customers=list(done.customers))
     metrics.add_metric("StripeEventsApplied", MetricUnit.Count, 1)
