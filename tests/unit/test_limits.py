@@ -121,6 +121,7 @@ def test_the_free_plan_never_charges(used: str) -> None:
         (money(10**12 + 1), "limit_out_of_range"),
         (money(2899), "limit_below_base_fee"),
         (QuantityLimit(Decimal("0.0001")), "quantity_too_fine"),
+        (QuantityLimit(Decimal(f"5.{'0' * 39}1")), "quantity_too_fine"),
         (QuantityLimit(Decimal(10**13)), "limit_out_of_range"),
     ],
 )

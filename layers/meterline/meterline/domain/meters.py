@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context, Decimal
 from enum import StrEnum
+
+_EXACT = Context(prec=100)
+"""A quantity that a caller writes has at most 80 digits: nothing too fine is to be rounded away."""
 
 
 class FinerThanSubUnitError(ValueError):
@@ -43,7 +46,7 @@ class Meter:
 
     def to_sub_units(self, quantity: Decimal) -> int:
         """The quantity as the billing layer's integer, or FinerThanSubUnitError."""
-        scaled = quantity * self.sub_units
+        scaled = _EXACT.multiply(quantity, self.sub_units)
         whole = int(scaled)
         if whole != scaled:
             raise FinerThanSubUnitError(f"{quantity} {self.unit} is finer than 1/{self.sub_units}")
