@@ -820,6 +820,7 @@ def make_invoice_settlement(environment: Environment, wire: DynamoWire) -> Settl
     from meterline.adapters.dynamodb_ledger import DynamoLedger
     from meterline.adapters.dynamodb_sending_records import DynamoSendingRecords
     from meterline.adapters.stripe_invoices import StripeInvoices
+    from meterline.adapters.threaded_ledger import ThreadedLedger
     from meterline.catalog import load_meters
     from meterline.services.settle_invoices import LatePolicy, SettleInvoices
 
@@ -831,7 +832,7 @@ def make_invoice_settlement(environment: Environment, wire: DynamoWire) -> Settl
         StripeInvoices(_access_stripe(environment)),
         DynamoInvoiceChecks(wire, require(environment, "BOOKS_TABLE")),
         DynamoAccounts(wire, accounts_table),
-        DynamoLedger(wire, require(environment, "EVENTS_TABLE")),
+        ThreadedLedger(DynamoLedger(wire, require(environment, "EVENTS_TABLE"))),
         DynamoPlans(wire, accounts_table),
         DynamoSendingRecords(wire, require(environment, "EMISSIONS_TABLE")),
         load_meters(),
