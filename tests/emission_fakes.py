@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from meterline.domain.emission import (
     BatchDue,
@@ -411,3 +412,43 @@ THROTTLED: Forced = (NotApplied("HTTP 429"), None)
 LOST_BEFORE: Forced = (Unknown("no answer"), None)
 LOST_AFTER: Forced = (Unknown("no answer"), 0)
 LOST_AND_LATE: Forced = (Unknown("no answer"), 90)
+
+
+class Crash(BaseException):
+    """The process is gone: nothing in it runs on, no handler catches it."""
+
+
+@dataclass
+class Crasher:
+    """Counts every call on every port, twice (before and after it), and crashes at chosen ones."""
+
+    at: set[int] = field(default_factory=set)
+    steps: list[str] = field(default_factory=list)
+
+    def reach(self, step: str) -> None:
+        self.steps.append(step)
+        if len(self.steps) - 1 in self.at:
+            raise Crash(step)
+
+    def wrap(self, name: str, port: object) -> object:
+        return _Proxy(name, port, self)
+
+
+class _Proxy:
+    def __init__(self, name: str, port: object, crasher: Crasher) -> None:
+        self._name = name
+        self._port = port
+        self._crasher = crasher
+
+    def __getattr__(self, attribute: str) -> Any:
+        method = getattr(self._port, attribute)
+        if not callable(method):
+            return method
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._crasher.reach(f"before {self._name}.{attribute}")
+            answer = method(*args, **kwargs)
+            self._crasher.reach(f"after {self._name}.{attribute}")
+            return answer
+
+        return call

@@ -37,8 +37,6 @@ from meterline.catalog import load_meters
 from meterline.domain.api_keys import ApiKey, Scope, hash_key
 from meterline.domain.customers import Role, User
 from meterline.domain.cuts import mark_cut
-from meterline.domain.periods import Interval, Period
-from meterline.domain.subscriptions import Subscription
 from meterline.domain.usage import EventKey, LedgerEntry
 from meterline.services.show_usage import ShowUsage
 from tests.bench.built_layers import build_layers
@@ -46,6 +44,7 @@ from tests.bench.cold_starts import emulated_runtime, invoke, link_runtime
 from tests.bench.local_dynamodb import AWS, CountingWire, create_tables
 from tests.bench.measuring import FUNCTIONS
 from tests.bench.results import Row
+from tests.dashboard_fakes import make_subscription
 from tests.dynamodb_local import is_installed, run_dynamodb_local
 
 SIZES = (1_000, 100_000, 1_000_000)
@@ -192,7 +191,8 @@ def seed(dynamodb: Any, tables: Mapping[str, str], size: int, now: datetime) -> 
         customer, [User(f"user-{place}", f"User {place}", None, Role.MEMBER) for place in range(20)]
     )
     accounts.put_customer(customer, {**told, "billing_customer": f"cus_{size}"}, now)
-    accounts.replace_subscription(customer, f"cus_{size}", None, _subscription(start, now))
+    subscription = make_subscription(start, start + timedelta(days=30), synced_at=now)
+    accounts.replace_subscription(customer, f"cus_{size}", None, subscription)
     # Nobody bills it any more, so that no look asks for a comparison.
     dynamodb.update_item(
         TableName=tables["ACCOUNTS_TABLE"],
@@ -208,28 +208,6 @@ def seed(dynamodb: Any, tables: Mapping[str, str], size: int, now: datetime) -> 
             _cut_day(items, start, [entry for entry in entries if entry.at < start], an_hour)
         _put(dynamodb, tables["TOTALS_TABLE"], items)
     _put(dynamodb, tables["EVENTS_TABLE"], [write_item(entry, "AA==") for entry in entries])
-
-
-def _subscription(start: datetime, now: datetime) -> Subscription:
-    return Subscription(
-        id="sub",
-        status="active",
-        plan="pro",
-        currency="usd",
-        prices=("price_1", "price_2"),
-        metered_item="si",
-        meter="credits",
-        current=Period(start, start + timedelta(days=30)),
-        anchor=start,
-        interval=Interval.MONTH,
-        interval_count=1,
-        started_at=start,
-        cancel_at=None,
-        ended_at=None,
-        trial_start=None,
-        trial_end=None,
-        synced_at=now,
-    )
 
 
 def _write_day(customer: str, day: datetime, an_hour: int) -> list[dict[str, Any]]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
@@ -20,52 +19,14 @@ from tests.emission_fakes import (
     LOST_BEFORE,
     START,
     THROTTLED,
+    Crash,
+    Crasher,
     Forced,
     World,
     make_entries,
 )
 
 HOUR = START - timedelta(hours=1)
-
-
-class Crash(BaseException):
-    """The process is gone: nothing in it runs on, no handler catches it."""
-
-
-@dataclass
-class Crasher:
-    """Counts every call on every port, twice (before and after it), and crashes at chosen ones."""
-
-    at: set[int] = field(default_factory=set)
-    steps: list[str] = field(default_factory=list)
-
-    def reach(self, step: str) -> None:
-        self.steps.append(step)
-        if len(self.steps) - 1 in self.at:
-            raise Crash(step)
-
-    def wrap(self, name: str, port: object) -> object:
-        return _Proxy(name, port, self)
-
-
-class _Proxy:
-    def __init__(self, name: str, port: object, crasher: Crasher) -> None:
-        self._name = name
-        self._port = port
-        self._crasher = crasher
-
-    def __getattr__(self, attribute: str) -> Any:
-        method = getattr(self._port, attribute)
-        if not callable(method):
-            return method
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self._crasher.reach(f"before {self._name}.{attribute}")
-            answer = method(*args, **kwargs)
-            self._crasher.reach(f"after {self._name}.{attribute}")
-            return answer
-
-        return call
 
 
 def deliver_or_crash(world: World, crasher: Crasher) -> str | None:

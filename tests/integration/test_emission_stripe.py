@@ -52,7 +52,7 @@ from meterline.errors import ConfigurationError, StorageUnavailableError
 from meterline.schemas.dues import encode_due
 from meterline.schemas.emission import read_deliveries
 from meterline.services.emit_usage import EmitUsage, RetryPolicy
-from tests.emission_fakes import FakeCustomers, FakeTotals
+from tests.emission_fakes import Crash, Crasher, FakeCustomers, FakeTotals
 from tests.integration.storage.stores import REPOSITORY, Store, make_session, run_emulator
 
 _serial = itertools.count()
@@ -96,10 +96,6 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 def _make_client(url: str, service: str) -> Any:
     session = boto3.Session(botocore_session=make_session())
     return session.client(service, endpoint_url=url)  # type: ignore[call-overload]
-
-
-class Crash(BaseException):
-    """The process is gone."""
 
 
 @dataclass
@@ -395,40 +391,6 @@ def test_a_redrive_after_25_hours_bills_nothing_twice_and_retries_what_was_refus
     assert before == Counter(entry.identifier for entry in entries if entry.sub_units < 10**15)
 
 
-class _Crasher:
-    """Crashes before or after the chosen call of any port."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-        self.steps: list[str] = []
-
-    def wrap(self, name: str, port: Any) -> Any:
-        return _Proxy(name, port, self)
-
-    def reach(self, step: str) -> None:
-        self.steps.append(step)
-        if len(self.steps) - 1 == self.at:
-            raise Crash(step)
-
-
-class _Proxy:
-    def __init__(self, name: str, port: Any, crasher: _Crasher) -> None:
-        self._name, self._port, self._crasher = name, port, crasher
-
-    def __getattr__(self, attribute: str) -> Any:
-        method = getattr(self._port, attribute)
-        if not callable(method):
-            return method
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self._crasher.reach(f"before {self._name}.{attribute}")
-            answer = method(*args, **kwargs)
-            self._crasher.reach(f"after {self._name}.{attribute}")
-            return answer
-
-        return call
-
-
 @pytest.mark.parametrize("hours_later", [0, 25])
 def test_a_crash_at_each_step_on_real_parts_bills_once_or_lists(
     aws: Store, stripe_server: LocalStripe, hours_later: int, capsys: pytest.CaptureFixture[str]
@@ -437,7 +399,7 @@ def test_a_crash_at_each_step_on_real_parts_bills_once_or_lists(
     for step in itertools.count():
         stage = Stage(aws, stripe_server)
         entries = stage.add_batch(4, bad=1)
-        crasher = _Crasher(step)
+        crasher = Crasher({step})
         try:
             stage.deliver(stage.emitter(crasher.wrap))
             crashed = ""

@@ -253,11 +253,13 @@ def test_a_thin_event_is_delivered_without_data_and_fetched_with_it(
     assert notification.fetch_related_object().event_name == "credits"
 
 
-def test_a_renewal_sends_its_invoices_and_the_subscriptions_changes(
-    local: LocalStripe, client: stripe.StripeClient, receiver: Receiver
-) -> None:
-    start = 1_800_000_000
-    clock = client.v1.test_helpers.test_clocks.create({"frozen_time": start})
+START = 1_800_000_000
+
+
+def _subscribe(client: stripe.StripeClient) -> tuple[str, stripe.Subscription]:
+    """A customer who pays by card on a clock of its own, from START on: the clock, and what it
+    pays for."""
+    clock = client.v1.test_helpers.test_clocks.create({"frozen_time": START})
     customer = client.v1.customers.create(
         {
             "test_clock": clock.id,
@@ -273,10 +275,17 @@ def test_a_renewal_sends_its_invoices_and_the_subscriptions_changes(
             "recurring": {"interval": "month"},
         }
     )
-    client.v1.subscriptions.create({"customer": customer.id, "items": [{"price": price.id}]})
+    items: Any = {"customer": customer.id, "items": [{"price": price.id}]}
+    return clock.id, client.v1.subscriptions.create(items)
+
+
+def test_a_renewal_sends_its_invoices_and_the_subscriptions_changes(
+    local: LocalStripe, client: stripe.StripeClient, receiver: Receiver
+) -> None:
+    clock, _ = _subscribe(client)
     assert local.settle()
     _, secret = _listen(client, receiver)
-    client.v1.test_helpers.test_clocks.advance(clock.id, {"frozen_time": start + 32 * 86_400})
+    client.v1.test_helpers.test_clocks.advance(clock, {"frozen_time": START + 32 * 86_400})
     assert local.settle()
     assert [event.type for event in _read(client, receiver, secret)] == [
         "test_helpers.test_clock.advancing",
@@ -293,31 +302,11 @@ def test_a_renewal_sends_its_invoices_and_the_subscriptions_changes(
 def test_a_charge_that_fails_makes_the_subscription_past_due_until_it_is_paid(
     local: LocalStripe, client: stripe.StripeClient
 ) -> None:
-    start = 1_800_000_000
-    clock = client.v1.test_helpers.test_clocks.create({"frozen_time": start})
-    customer = client.v1.customers.create(
-        {
-            "test_clock": clock.id,
-            "payment_method": "pm_card_visa",
-            "invoice_settings": {"default_payment_method": "pm_card_visa"},
-        }
-    )
-    price = client.v1.prices.create(
-        {
-            "product_data": {"name": "Flat"},
-            "currency": "usd",
-            "unit_amount": 100,
-            "recurring": {"interval": "month"},
-        }
-    )
-    subscription = client.v1.subscriptions.create(
-        {"customer": customer.id, "items": [{"price": price.id}]}
-    )
-    bad = client.v1.payment_methods.attach("pm_card_chargeCustomerFail", {"customer": customer.id})
-    client.v1.customers.update(
-        customer.id, {"invoice_settings": {"default_payment_method": bad.id}}
-    )
-    client.v1.test_helpers.test_clocks.advance(clock.id, {"frozen_time": start + 32 * 86_400})
+    clock, subscription = _subscribe(client)
+    customer = str(subscription.customer)
+    bad = client.v1.payment_methods.attach("pm_card_chargeCustomerFail", {"customer": customer})
+    client.v1.customers.update(customer, {"invoice_settings": {"default_payment_method": bad.id}})
+    client.v1.test_helpers.test_clocks.advance(clock, {"frozen_time": START + 32 * 86_400})
     assert client.v1.subscriptions.retrieve(subscription.id).status == "past_due"
     renewal = client.v1.invoices.list({"subscription": subscription.id}).data[0]
     assert (renewal.status, renewal.attempt_count) == ("open", 1)

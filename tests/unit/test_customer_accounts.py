@@ -13,8 +13,7 @@ from pydantic import ValidationError
 from meterline.catalog import load_plans
 from meterline.catalog.versions import Effective
 from meterline.domain.customers import MAX_USERS, Role
-from meterline.domain.periods import Interval, Period
-from meterline.domain.subscriptions import Subscription
+from meterline.domain.periods import Period
 from meterline.errors import (
     InvalidRequestError,
     NotFoundError,
@@ -31,26 +30,16 @@ from meterline.schemas.customers import (
 from meterline.services.manage_customers import ManageCustomers
 from meterline.services.sync_subscriptions import SyncSubscriptions
 from tests.customer_fakes import FakeAccounts, FakeSubscriptions
+from tests.dashboard_fakes import make_subscription
 
 NOW = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 START = datetime(2026, 11, 3, 9, 41, 7, tzinfo=UTC)
-SUBSCRIPTION = Subscription(
-    id="sub_1",
-    status="active",
-    plan="pro",
-    currency="usd",
+SUBSCRIPTION = make_subscription(
+    START,
+    datetime(2026, 12, 3, 9, 41, 7, tzinfo=UTC),
     prices=("price_1", "price_2"),
     metered_item="si_2",
     meter=None,
-    current=Period(START, datetime(2026, 12, 3, 9, 41, 7, tzinfo=UTC)),
-    anchor=START,
-    interval=Interval.MONTH,
-    interval_count=1,
-    started_at=START,
-    cancel_at=None,
-    ended_at=None,
-    trial_start=None,
-    trial_end=None,
     synced_at=NOW,
 )
 

@@ -397,7 +397,8 @@ def test_once_a_message_is_handed_back_all_later_ones_of_its_group_are() -> None
     assert len(world.billing.accepted) == 1
 
 
-def test_groups_are_worked_off_side_by_side_and_one_does_not_hold_up_another() -> None:
+def make_two_groups() -> World:
+    """A batch of one event each for two customers."""
     world = World()
     world.customers.ids["other"] = "cus_other"
     world.billing.customers.add("cus_other")
@@ -406,6 +407,11 @@ def test_groups_are_worked_off_side_by_side_and_one_does_not_hold_up_another() -
     entry = make_entries(1, name="other")[0]
     world.store.batches[other] = EmissionBatch("other", "credits", "b1", [entry])
     world.queue.put(other)
+    return world
+
+
+def test_groups_are_worked_off_side_by_side_and_one_does_not_hold_up_another() -> None:
+    world = make_two_groups()
     both_there = threading.Barrier(2, timeout=60)
     # Passes only if both groups are in a send at the same time.
 
@@ -418,14 +424,7 @@ def test_groups_are_worked_off_side_by_side_and_one_does_not_hold_up_another() -
 
 
 def test_a_defect_in_one_group_is_reported_and_hands_back_only_that_group() -> None:
-    world = World()
-    world.customers.ids["other"] = "cus_other"
-    world.billing.customers.add("cus_other")
-    world.add_batch(make_entries(1))
-    other = BatchDue("other", "credits", "b1")
-    entry = make_entries(1, name="other")[0]
-    world.store.batches[other] = EmissionBatch("other", "credits", "b1", [entry])
-    world.queue.put(other)
+    world = make_two_groups()
 
     def fail_for_acme(usage: BillableUsage) -> None:
         if usage.billing_customer == "cus_acme":

@@ -17,13 +17,14 @@ from meterline.adapters.dynamodb_overviews import DynamoOverviews
 from meterline.adapters.dynamodb_wire import DynamoWire
 from meterline.domain.customers import MAX_USERS, Role, User
 from meterline.domain.limits import Limits, QuantityLimit
-from meterline.domain.periods import Interval, Period
+from meterline.domain.periods import Period
 from meterline.domain.subscriptions import Subscription, follow
 from meterline.errors import (
     BillingCustomerTakenError,
     StorageUnavailableError,
     SupersededError,
 )
+from tests.dashboard_fakes import make_subscription
 from tests.integration.storage.stores import Store
 
 NOW = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
@@ -41,27 +42,13 @@ def profile(customer: str, billing_customer: str | None = "cus_1") -> dict[str, 
 
 def subscription(**changes: object) -> Subscription:
     start = datetime(2026, 11, 3, 9, 41, 7, tzinfo=UTC)
-    known = Subscription(
-        id="sub_1",
-        status="active",
-        plan="pro",
-        currency="usd",
-        prices=("price_1", "price_2"),
-        metered_item="si_2",
-        metered_price="price_2",
-        meter="credits",
-        current=Period(start, start + timedelta(days=30)),
-        anchor=start,
-        interval=Interval.MONTH,
-        interval_count=1,
-        started_at=start,
-        cancel_at=None,
-        ended_at=None,
-        trial_start=None,
-        trial_end=None,
-        synced_at=NOW,
-    )
-    return replace(known, **changes)  # type: ignore[arg-type]
+    known: dict[str, object] = {
+        "prices": ("price_1", "price_2"),
+        "metered_item": "si_2",
+        "metered_price": "price_2",
+        "synced_at": NOW,
+    }
+    return make_subscription(start, start + timedelta(days=30), **{**known, **changes})
 
 
 def test_a_subscription_comes_back_as_it_was_written(store: Store, customer: str) -> None:

@@ -9,6 +9,8 @@ usage of a trial is not billed. All items of a subscription share one interval.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from infra.local.stripe_server.account import (
@@ -912,21 +914,28 @@ def cancel_subscription(account: Account, params: Params, subscription_id: str) 
 # Items by themselves
 
 
+@contextmanager
+def _changing(account: Account, subscription: Json, params: Params) -> Iterator[tuple[str, int]]:
+    """How a change of its items is prorated, and its time; afterwards it is told, and invoiced."""
+    _require_open(subscription)
+    before = account.render("sub", subscription)
+    behavior = params.get("proration_behavior") or "create_prorations"
+    yield behavior, account.customer_now(subscription["customer"])
+    account.emit_update("customer.subscription.updated", "sub", subscription, before)
+    if behavior == "always_invoice":
+        _invoice_changes(account, subscription)
+
+
+def _item_row(params: Params) -> Params:
+    return {key: params[key] for key in ("price", "plan", "quantity", "metadata") if key in params}
+
+
 @route("POST", "/v1/subscription_items", "SubscriptionItemCreateParams")
 def create_subscription_item(account: Account, params: Params) -> Json:
     """POST /v1/subscription_items."""
     subscription = account.get("sub", params["subscription"], param="subscription")
-    _require_open(subscription)
-    before = account.render("sub", subscription)
-    now = account.customer_now(subscription["customer"])
-    behavior = params.get("proration_behavior") or "create_prorations"
-    row: Params = {
-        key: params[key] for key in ("price", "plan", "quantity", "metadata") if key in params
-    }
-    item = change_items(account, subscription, [row], behavior, now)[0]
-    account.emit_update("customer.subscription.updated", "sub", subscription, before)
-    if behavior == "always_invoice":
-        _invoice_changes(account, subscription)
+    with _changing(account, subscription, params) as (behavior, now):
+        item = change_items(account, subscription, [_item_row(params)], behavior, now)[0]
     return account.render("si", item)
 
 
@@ -948,17 +957,9 @@ def update_subscription_item(account: Account, params: Params, item_id: str) -> 
     """POST /v1/subscription_items/:id."""
     item = account.get("si", item_id)
     subscription = account.get("sub", item["subscription"])
-    _require_open(subscription)
-    before = account.render("sub", subscription)
-    now = account.customer_now(subscription["customer"])
-    behavior = params.get("proration_behavior") or "create_prorations"
-    row: Params = {
-        key: params[key] for key in ("price", "plan", "quantity", "metadata") if key in params
-    }
-    change_items(account, subscription, [{"id": item_id, **row}], behavior, now)
-    account.emit_update("customer.subscription.updated", "sub", subscription, before)
-    if behavior == "always_invoice":
-        _invoice_changes(account, subscription)
+    row = {"id": item_id, **_item_row(params)}
+    with _changing(account, subscription, params) as (behavior, now):
+        change_items(account, subscription, [row], behavior, now)
     return account.render("si", item)
 
 
@@ -967,12 +968,6 @@ def delete_subscription_item(account: Account, params: Params, item_id: str) -> 
     """DELETE /v1/subscription_items/:id."""
     item = account.get("si", item_id)
     subscription = account.get("sub", item["subscription"])
-    _require_open(subscription)
-    before = account.render("sub", subscription)
-    now = account.customer_now(subscription["customer"])
-    behavior = params.get("proration_behavior") or "create_prorations"
-    remove_item(account, subscription, item, behavior, now)
-    account.emit_update("customer.subscription.updated", "sub", subscription, before)
-    if behavior == "always_invoice":
-        _invoice_changes(account, subscription)
+    with _changing(account, subscription, params) as (behavior, now):
+        remove_item(account, subscription, item, behavior, now)
     return {"id": item_id, "object": "subscription_item", "deleted": True}
