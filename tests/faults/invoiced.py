@@ -88,9 +88,9 @@ class Office:
         """One check of one invoice."""
         return self.settlement()(invoice, self.world.clock.now())
 
-    def recheck(self, plans: Mapping[str, Plan] | None = None) -> Recheck:
+    def recheck(self) -> Recheck:
         """One run of the schedule."""
-        run = RecheckInvoices(self.checks, self.records, self.settlement(plans=plans))
+        run = RecheckInvoices(self.checks, self.records, self.settlement())
         found = run(self.world.clock.now())
         assert not found.failed, found.failed
         return found

@@ -22,7 +22,7 @@ from meterline.domain.invoice_checks import (
     price_late,
 )
 from meterline.domain.meters import Meter
-from meterline.domain.pricing import Plan, UnknownCurrencyError
+from meterline.domain.pricing import Plan
 from meterline.errors import InvoiceFinalError, NotFoundError, SupersededError
 from meterline.ports import (
     BillingInvoices,
@@ -215,11 +215,13 @@ class SettleInvoices:
     def _settle_late(
         self, invoice: BillingInvoice, check: InvoiceCheck, index: int
     ) -> tuple[InvoiceCheck, list[LateSettled]]:
-        plan = self._find_plan(check.spans[index], check.currency)
         check = check.begin_settling(index)
         span = check.spans[index]
         owed = span.settling_sub_units
-        if owed == 0 or plan is None or invoice.status == "void":
+        if owed == 0 or invoice.status == "void":
+            return check, []
+        plan = self._find_plan(span, check.currency)
+        if plan is None:
             return check, []
         # Written before the item: after a crash, this very part is settled, not a larger one.
         check = self._checks.save(check)
@@ -268,13 +270,7 @@ class SettleInvoices:
 
     def _find_plan(self, span: CheckedSpan, currency: str) -> Plan | None:
         plan = self._plans.at(span.period.start).get(span.plan or "")
-        if plan is None:
-            return None
-        try:
-            return plan.in_currency(currency)
-        except UnknownCurrencyError:
-            # It stays as it is, final and different, for a person to see.
-            return None
+        return plan.in_currency(currency) if plan is not None else None
 
 
 def _explain(check: InvoiceCheck) -> str:
