@@ -21,6 +21,7 @@ from meterline.adapters.sqs_wire import SqsWire
 from meterline.domain.emission import BatchDue, DeadLetters, HourDue
 from meterline.domain.webhooks import Notice
 from meterline.errors import StorageUnavailableError
+from tests.integration.storage.test_wire import answer_with, http_answer
 
 
 @pytest.fixture(autouse=True)
@@ -154,3 +155,10 @@ def test_what_is_parked_is_looked_for_on_all_of_the_queues_servers(url: str) -> 
     SqsEmissionQueue(queue.url, session=Session()).send([due])
     asked: Any = SomeServers(queue.sqs)
     assert SqsParked(queue.url, asked).parked() == DeadLetters(frozenset({due}))
+
+
+def test_an_answer_that_was_cut_on_its_way_is_asked_for_again() -> None:
+    with answer_with(
+        http_answer("200 OK", b'{"Messages": [{"Bo'), http_answer("200 OK", b'{"Messages": []}')
+    ) as url:
+        assert SqsWire(f"{url}/1/q").receive_message(QueueUrl=f"{url}/1/q") == {"Messages": []}

@@ -75,7 +75,12 @@ class AwsJsonWire:
                 why = f"{operation}: {error}"
                 continue
             if status == 200:
-                told: dict[str, Any] = from_json(content)
+                try:
+                    told: dict[str, Any] = from_json(content)
+                except ValueError as error:
+                    # Cut on its way: like a lost answer, it does not say what was done.
+                    why = f"{operation}: {error}"
+                    continue
                 return told
             why = f"{operation}: {status} {content[:300].decode(errors='replace')}"
             if status < 500 and b"Throttl" not in content:
