@@ -34,7 +34,7 @@ def make_customer(api: Api, stripe_url: str, customer: str) -> str:
     return subscriber.billing_customer
 
 
-def await_value(read: Callable[[], T], expected: T, timeout_s: float = 90.0) -> None:
+def await_value(read: Callable[[], T], expected: T, timeout_s: float = 240.0) -> None:
     """Read until it is `expected`; AssertionError with what it was last when time is up."""
     deadline_s = time.monotonic() + timeout_s
     while (value := read()) != expected:

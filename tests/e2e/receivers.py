@@ -27,11 +27,11 @@ class Call:
 
 @dataclass
 class Receiver:
-    """A server that keeps calls; `failures` is how many of the next calls to a path it refuses."""
+    """A server that keeps calls; it refuses each of `failures`, a path and a word, once."""
 
     url: str
     calls: list[Call] = field(default_factory=list)
-    failures: dict[str, int] = field(default_factory=dict)
+    failures: list[tuple[str, bytes]] = field(default_factory=list)
 
     def to(self, path: str, word: str = "") -> list[Call]:
         """The calls to a path whose body holds a word."""
@@ -46,8 +46,13 @@ def run_receiver() -> Iterator[Receiver]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             status = 200
-            if receiver.failures.get(self.path, 0) > 0:
-                receiver.failures[self.path] -= 1
+            refused = [
+                (path, word)
+                for path, word in receiver.failures
+                if path == self.path and word in body
+            ]
+            if refused:
+                receiver.failures.remove(refused[0])
                 status = 503
             else:
                 headers = {name.lower(): value for name, value in self.headers.items()}

@@ -16,7 +16,7 @@ from infra.cli.__main__ import main
 from infra.local.stack import LocalStack
 from tests.e2e.conftest import Api
 
-_DEADLINE_S = 60.0
+_DEADLINE_S = 240.0
 
 
 def ask(stack: LocalStack, monkeypatch: pytest.MonkeyPatch, verb: str, *arguments: str) -> Any:

@@ -298,7 +298,8 @@ EVENTS = [
     bad("time: a space for T", "invalid_time", time="2026-11-22 06:00:00Z"),
     bad("time: other digits", "invalid_time", time="\u0662\u0660\u0662\u0666-11-22T06:00:00Z"),
     bad("time: huge", "invalid_field", time=HUGE),
-    bad("time: in ten minutes", "time_in_future", time=shift(minutes=10)),
+    # More than these tests take from their collection to this one.
+    bad("time: in three hours", "time_in_future", time=shift(hours=3)),
     bad("time: in a hundred years", "time_in_future", time=shift(days=36_500)),
     bad("time: 1970", "time_too_old", time="1970-01-01T00:00:00Z"),
     bad("time: three years ago", "time_too_old", time=shift(days=-1_096)),

@@ -59,7 +59,7 @@ def meter(api: Api, provider: ProviderServer, tmp_path: Path) -> Iterator[Meter]
         spool=tmp_path / "spool",
         linger_s=0.01,
         # The first call waits until the emulator has started the function.
-        authorize_timeout_s=30,
+        authorize_timeout_s=240,
         handle_sigterm=False,
     )
     with Meter(settings) as made:
@@ -129,7 +129,7 @@ def read_ledger(stack: LocalStack, customer: str) -> list[LedgerEntry]:
 
 
 def deliver(meter: Meter) -> None:
-    assert meter.flush(30), "the stack did not take the events in 30 s"
+    assert meter.flush(240), "the stack did not take the events"
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,6 @@ def test_a_lease_is_drawn_down_by_every_call_inside(
         await_value(read_remaining, "0.114")
 
 
-@pytest.mark.timeout(900)
 def test_every_call_of_killed_workers_is_in_the_ledgers_table_exactly_once(
     stack: LocalStack,
     api: Api,
@@ -351,4 +350,4 @@ def test_every_call_of_killed_workers_is_in_the_ledgers_table_exactly_once(
     assert {entry.quantity for entry in entries} == {Decimal(MINI_SUB_UNITS) / 1000}
     assert list((tmp_path / "spool").glob("events-*")) == []
     assert not (tmp_path / "spool" / "rejected.jsonl").exists()
-    await_value(billed.total, MINI_SUB_UNITS * len(entries), timeout_s=180)
+    await_value(billed.total, MINI_SUB_UNITS * len(entries))

@@ -11,7 +11,6 @@ from threading import Barrier
 from typing import Any
 
 import botocore.session
-import pytest
 import urllib3
 
 from infra.local.stack import REGION, LocalStack
@@ -65,7 +64,6 @@ def cut(events: list[Json], dice: random.Random) -> Iterator[list[Json]]:
         shuffled = shuffled[size:]
 
 
-@pytest.mark.timeout(600)
 def test_64_clients_with_the_same_1000_ids_are_one_client(
     api: Api, stack: LocalStack, stripe_url: str
 ) -> None:

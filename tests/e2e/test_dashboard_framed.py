@@ -185,7 +185,7 @@ def test_a_page_of_the_app_shows_the_dashboard_and_its_controls_act(world: World
 def test_a_page_of_another_site_shows_nothing(world: World) -> None:
     with look(world.browser, world.frame(EVIL)) as looked:
         await_refusal(looked)
-        assert looked.page.frames[1].url == "chrome-error://chromewebdata/"
+        looked.page.frames[1].wait_for_url("chrome-error://chromewebdata/")
         assert looked.page.frame_locator("iframe").locator("main").count() == 0
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import httpx
 import pytest
 
 from infra.local.stack import REPOSITORY, LocalStack
-from tests.e2e.billed import await_value
 from tests.e2e.conftest import Api
 from tests.e2e.described import check_described
 
@@ -26,7 +26,7 @@ def _cli(
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=240,
     )
 
 
@@ -34,7 +34,7 @@ def _get_customer(stack: LocalStack, key: str) -> httpx.Response:
     return httpx.get(
         f"{stack.api_url}/v1/customers/nobody-yet",
         headers={"Authorization": f"Bearer {key}"},
-        timeout=30,
+        timeout=60,
     )
 
 
@@ -107,9 +107,8 @@ def test_a_key_that_calls_too_often_is_told_to_wait_and_may_go_on(
     assert 1 <= wait_s <= 10
     # Others are not held up by it, and after the time told there is room again.
     assert api.call("GET", "/v1/customers/nobody-yet", key=api.admin_key).status == 404
-    await_value(
-        lambda: api.call("GET", "/v1/customers/nobody-yet", key=key).status, 404, wait_s + 2
-    )
+    time.sleep(wait_s)
+    assert api.call("GET", "/v1/customers/nobody-yet", key=key).status == 404
 
 
 def test_a_key_of_another_scope_is_turned_away(stack: LocalStack) -> None:

@@ -66,10 +66,11 @@ def test_a_warning_is_mailed_and_sent_to_the_app_once(
     api.put_customer(customer, email="warned@example.com", name="Warned & Sons")
     set_limits(api, customer, warn_at={"quantity": "100"})
     # The first try of the webhook meets a receiver that is down.
-    receiver.failures["/hook"] = 1
+    receiver.failures.append(("/hook", customer.encode()))
     for _ in range(6):
         report(api, customer, CALL, datetime.now(UTC))
     await_value(lambda: len(list_mail(stack, "warned@example.com", WARNING)), 1)
+    await_value(lambda: len(receiver.failures), 0)
     [mail] = list_mail(stack, "warned@example.com", WARNING)
     assert "asked to be warned at 100 credits" in mail["BodyText"]
     assert "Hello Warned & Sons," in mail["BodyText"]
