@@ -429,7 +429,6 @@ class World:
         self.customer = next(name for name in names if is_named(name))
         self.shards = [Shard(f"shardId-{self.customer}-{number}") for number in range(shards)]
         self.billing_customer = around.subscribe(self.customer, start) if subscribed else None
-        # Stripe's clock runs on by itself, so it is set again whenever ours moves.
         self.clock.followers.append(lambda at: around.local.set_clock(at.timestamp()))
         around.store.accounts(around.wire).put_customer(
             self.customer,

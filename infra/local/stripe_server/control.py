@@ -7,8 +7,8 @@ POST settings, clock, faults, webhook_faults, settle, reset; DELETE faults.
 - state: clock, settings, faults, how many of each object, calls by method and path, locks held.
 - settings (POST): any of summary_lag_s, lock_hold_s, draft_s, upcoming_s, error_report_delay_s,
   async_errors (a list of codes that are answered 200 and reported by thin event).
-- clock (POST): {"advance_s": n}, {"set": epoch seconds} or {"reset": true}; what that brings
-  (renewals, finalisations) happens at once.
+- clock (POST): {"advance_s": n}, {"set": epoch seconds}, after which it stands, or {"reset": true};
+  what that brings (renewals, finalisations) happens at once.
 - faults: GET lists, POST adds one rule (fields in faults.py), DELETE takes all away.
 - webhook_faults (POST): repeat_probability, drop_probability, shuffle_window_s, retry_delays_s,
   seed.
@@ -92,7 +92,7 @@ class _Control:
         elif "set" in change:
             clock.set_to(change["set"])
         elif change.get("reset"):
-            clock.offset_s = 0.0
+            clock.reset()
         else:
             return JSONResponse({"error": "one of advance_s, set, reset"}, 400)
         self.app.catch_up()

@@ -125,7 +125,7 @@ class StripeControl:
         return now
 
     def set_clock(self, timestamp_s: float) -> int:
-        """Set the server's clock; its time afterwards."""
+        """Set the server's clock, which stands from then on; its time afterwards."""
         now: int = self._ask("POST", "clock", json={"set": timestamp_s})["now"]
         return now
 
