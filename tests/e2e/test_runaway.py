@@ -92,7 +92,7 @@ def test_a_runaway_agent_is_refused_within_five_seconds_of_the_crossing(
     refusal_s = measure_refusal_s(is_refused)
     slipped_tokens = round(refusal_s * 200_000 / 60)
     print(
-        f"\nrunaway: crossing after {calls * pause.total_seconds() / 60:.0f} minutes at 200,000 tokens a minute, "
+        f"\nrunaway: crossing after {calls * pause / timedelta(minutes=1):.0f} minutes, "
         f"refused {refusal_s:.2f} s later, {slipped_tokens:,} tokens slipped through"
     )
     record_property("refusal_s", refusal_s)
