@@ -273,6 +273,7 @@ EVENTS = [
     bad("an empty source", "invalid_field", source=""),
     bad("a source with a NUL", "invalid_field", source="a\0b"),
     bad("a huge source", "invalid_field", source=HUGE),
+    bad("the source of corrections", "invalid_field", source="meterline.correction"),
     bad("a source that is null", "invalid_field", source=None),
     bad("an unknown customer", "unknown_customer", subject="nobody"),
     bad("a customer that climbs", "invalid_field", subject="../bad-input"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterline.domain.usage import EventKey
+from meterline.domain.usage import CORRECTIONS, EventKey
 from meterline.errors import InvalidRequestError, RejectedEventError
 from meterline.schemas.events import MAX_EVENTS, list_events, read_event
 from meterline.schemas.locations import write_location
@@ -85,6 +85,15 @@ def test_a_missing_field_is_named(field: str) -> None:
 @pytest.mark.parametrize("raw", [None, 17, "event", [], True, b"{}"])
 def test_what_is_no_object_is_no_event(raw: object) -> None:
     assert refuse(raw).code == "invalid_event"
+
+
+def test_nobody_reports_under_the_name_of_corrections() -> None:
+    refused = refuse(EVENT | {"source": CORRECTIONS})
+    assert (refused.code, str(refused)) == (
+        "invalid_field",
+        "source: This source is that of corrections.",
+    )
+    assert read_event(EVENT | {"source": f"{CORRECTIONS}s"}).source == f"{CORRECTIONS}s"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from decimal import Decimal
 
 MAX_AHEAD = timedelta(minutes=5)
 """How far ahead of us a sender's clock may be. Stripe takes no usage further in the future."""
+CORRECTIONS = "meterline.correction"
+"""The source of entries that take an event back; nobody else may report under it."""
 
 
 @dataclass(frozen=True, slots=True)

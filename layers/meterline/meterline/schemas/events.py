@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from meterline.domain.quantities import QUANTITY_PATTERN
+from meterline.domain.usage import CORRECTIONS
 from meterline.errors import InvalidRequestError, RejectedEventError
 from meterline.schemas.locations import write_location
 from meterline.schemas.names import TEXT_PATTERN, CustomerId, Label, SenderText, limit_text
@@ -69,6 +70,13 @@ class EventData(BaseModel):
     ] = None
 
 
+def _check_source(source: str) -> str:
+    # Else a report could take the place of the entry that an operator is yet to make.
+    if source == CORRECTIONS:
+        raise PydanticCustomError("reserved", "This source is that of corrections")
+    return source
+
+
 class UsageEvent(BaseModel):
     """One CloudEvent. Extension attributes of CloudEvents are let through and not kept."""
 
@@ -79,7 +87,7 @@ class UsageEvent(BaseModel):
         SenderText,
         Field(description="Made once for each unit of work and kept on every retry."),
     ]
-    source: SenderText
+    source: Annotated[SenderText, AfterValidator(_check_source)]
     # An app may send what it sends elsewhere: what makes it a usage report is its data.
     type: Annotated[
         SenderText,

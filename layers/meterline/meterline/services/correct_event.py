@@ -5,12 +5,9 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime
 
-from meterline.domain.usage import EventKey, LedgerEntry
+from meterline.domain.usage import CORRECTIONS, EventKey, LedgerEntry
 from meterline.errors import MeterlineError, NotFoundError, StorageUnavailableError
 from meterline.ports import EventsByKey, Ledger, Recorded
-
-SOURCE = "meterline.correction"
-"""The source of reversing entries; nobody else may report under it."""
 
 
 class AlreadyCorrectedError(MeterlineError):
@@ -35,10 +32,12 @@ class CorrectEvent:
         Raises `NotFoundError`, `AlreadyCorrectedError` and `StorageUnavailableError`.
         """
         found = self._events.find(key)
-        if found is None or key.source == SOURCE:
+        if found is None or key.source == CORRECTIONS:
             raise NotFoundError(f"There is no event {key.id} of {key.source} to take back.")
         # Named after what it takes back, so that a second try is the same entry.
-        reversal = EventKey(key.customer, SOURCE, hashlib.sha256(key.text.encode()).hexdigest())
+        reversal = EventKey(
+            key.customer, CORRECTIONS, hashlib.sha256(key.text.encode()).hexdigest()
+        )
         entry = LedgerEntry(
             key=reversal,
             at=found.at,
