@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 import pytest
 
+from meterline.domain.authorizations import Use
 from meterline.domain.limits import Limits, MoneyLimit, QuantityLimit
 from meterline.domain.notifications import Happening
 from meterline.errors import StorageUnavailableError
@@ -115,6 +116,23 @@ def test_a_runaway_is_stopped_also_where_nobody_can_say_in_time_what_it_does() -
         each for each in guarded.bus.published if each.happening is Happening.CUSTOMER_FROZEN
     ]
     assert (frozen.facts["top_action"], frozen.facts["top_user"]) == ("not known", "not known")
+
+
+def test_a_runaway_of_just_before_midnight_is_named_after_it_too() -> None:
+    runs_away = datetime(2026, 11, 22, 23, 50, tzinfo=UTC)
+
+    class OfYesterday(FakeHistory):
+        def find_top(self, customer: str, meter: str, day: date, kind: str) -> str | None:
+            return f"its {kind}" if day == runs_away.date() else None
+
+    guarded = Guarded(OfYesterday())
+    guarded.make("acme")
+    guarded.budgets.count("acme", "credits", Use(int(runs_away.timestamp()), 1_000_000_000, None))
+    guarded.watch_usage([("acme", "credits")], runs_away + timedelta(minutes=15))
+    [frozen] = [
+        each for each in guarded.bus.published if each.happening is Happening.CUSTOMER_FROZEN
+    ]
+    assert (frozen.facts["top_action"], frozen.facts["top_user"]) == ("its action", "its user")
 
 
 @pytest.mark.parametrize(

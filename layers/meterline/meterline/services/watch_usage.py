@@ -218,21 +218,26 @@ class WatchUsage:
             for slot, sub_units in budget.pace.items()
             if newest - 12 < slot and sub_units > quick
         ]
-        since_s = min(quick_slots, default=newest) * SLOT_S
+        since = datetime.fromtimestamp(min(quick_slots, default=newest) * SLOT_S, now.tzinfo)
+        # What runs away at midnight has not named much of its new day yet.
+        days = sorted({now.date(), since.date()}, reverse=True)
         return {
             "meter": meter,
             "unit": unit.unit,
             "used_last_hour": f"{unit.from_sub_units(trip.hour):f}",
             "typical_day": f"{unit.from_sub_units(trip.typical_day):f}",
             "threshold": f"{unit.from_sub_units(trip.threshold):f}",
-            "since": format_time(datetime.fromtimestamp(since_s, now.tzinfo)),
-            "top_action": self._find_top(customer, meter, now.date(), "action"),
-            "top_user": self._find_top(customer, meter, now.date(), "user"),
+            "since": format_time(since),
+            "top_action": self._find_top(customer, meter, days, "action"),
+            "top_user": self._find_top(customer, meter, days, "user"),
         }
 
-    def _find_top(self, customer: str, meter: str, day: date, kind: str) -> str:
+    def _find_top(self, customer: str, meter: str, days: Iterable[date], kind: str) -> str:
         try:
-            return self._history.find_top(customer, meter, day, kind) or "not named"
+            for day in days:
+                if (name := self._history.find_top(customer, meter, day, kind)) is not None:
+                    return name
+            return "not named"
         except StorageUnavailableError:
             # A day of very many names takes long to read, and a runaway is not to wait for it.
             return "not known"
