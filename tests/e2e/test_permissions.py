@@ -61,6 +61,7 @@ RARE = [
     ("ReconcileUsageRole", "dynamodb:PutItem", "table/EmissionsTable", REPAIR),
     ("ReconcileUsageRole", "dynamodb:UpdateItem", "table/EmissionsTable", REPAIR),
     ("ReconcileUsageRole", "sqs:SendMessage", "Emissions*Queue", REPAIR),
+    ("SettleInvoicesRole", "dynamodb:Query", "table/AccountsTable", LATE),
     ("SettleInvoicesRole", "dynamodb:Query", "table/EmissionsTable", LATE),
     ("SettleInvoicesRole", "dynamodb:UpdateItem", "table/EmissionsTable", LATE),
     ("SettleInvoicesRole", "events:PutEvents", "event-bus/*", SPIKE),
