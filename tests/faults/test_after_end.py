@@ -18,7 +18,8 @@ from meterline.adapters.dynamodb_sending_records import DynamoCountedHours, Dyna
 from meterline.adapters.stripe_access import StripeAccess
 from meterline.adapters.stripe_subscriptions import StripeSubscriptions
 from meterline.bootstrap import make_trace
-from meterline.domain.emission import AFTER_END
+from meterline.domain.emission import AFTER_END, PERIOD_NOT_INVOICED
+from meterline.domain.periods import Period
 from meterline.domain.usage import EventKey
 from meterline.services.emit_usage import EmitUsage
 from meterline.services.list_after_end import ListAfterEnd
@@ -57,9 +58,9 @@ class Leaving:
             continue
         return EventKey(self.world.customer, "backend", name).identifier
 
-    def leave(self) -> None:
+    def leave(self, *, invoice_now: bool = True) -> None:
         """Cancel at once."""
-        self.v1.subscriptions.cancel(self.subscription(), {"invoice_now": True})
+        self.v1.subscriptions.cancel(self.subscription(), {"invoice_now": invoice_now})
 
     def subscription(self) -> str:
         """The one that is alive."""
@@ -318,3 +319,98 @@ def test_a_crash_at_any_step_leaves_nothing_unlisted_and_nothing_listed_twice(
     assert crash_at >= 10
     assert leaving.list_after_end() == 0
     assert leaving.world.read_problems().keys() == taken
+
+
+@pytest.mark.parametrize(("meter", "quantity"), [("credits", "4"), ("tokens", "4000")])
+@pytest.mark.parametrize("returns", [False, True], ids=["gone", "returns"])
+def test_a_period_that_ends_without_an_invoice_is_listed_as_a_whole_once(
+    leaving: Leaving, meter: str, quantity: str, returns: bool
+) -> None:
+    used = [leaving.use(quantity, meter=meter)]
+    leaving.world.clock.move(5400)
+    used.append(leaving.use(quantity, meter=meter))
+    leaving.world.clock.move(60)
+    leaving.leave(invoice_now=False)
+    leaving.world.clock.move(60)
+    leaving.use("1", meter=meter)
+    leaving.sync()
+    assert leaving.list_after_end() == 1, "what came after the end"
+    assert leaving.list_after_end() == 0, "an invoice may be under way"
+    leaving.world.clock.move(3600)
+    if returns:
+        leaving.come_back()
+        leaving.sync()
+    assert leaving.list_after_end() == 1
+    taken = leaving.world.around.local.meter_events(
+        customer=str(leaving.world.billing_customer), outcome="accepted"
+    )
+    for _ in range(3):
+        leaving.world.clock.move(2 * 86400)
+        leaving.emitter = leaving.world.emitter()
+        leaving.world.redrive()
+        leaving.world.drain()
+        assert leaving.list_after_end() == 0
+    assert {(code, told) for _, _, code, told in leaving.tell_unbilled()} == {
+        (PERIOD_NOT_INVOICED, str(2 * int(quantity))),
+        (AFTER_END, "1"),
+    }
+    assert taken == leaving.world.around.local.meter_events(
+        customer=str(leaving.world.billing_customer), outcome="accepted"
+    )
+    if meter == "credits":
+        assert [leaving.trace(number) for number in range(3)] == [
+            (SendingState.SENT, PERIOD_NOT_INVOICED),
+            (SendingState.SENT, PERIOD_NOT_INVOICED),
+            (SendingState.SENT, AFTER_END),
+        ]
+
+
+@pytest.mark.parametrize("meter", ["credits", "tokens"])
+@pytest.mark.parametrize("leave", [Leaving.leave, cancel_soon], ids=["at once", "soon"])
+def test_a_period_that_was_broken_off_with_an_invoice_is_not_listed(
+    leaving: Leaving, meter: str, leave: Callable[[Leaving], None]
+) -> None:
+    leaving.use("4", meter=meter)
+    leaving.world.clock.move(60)
+    leave(leaving)
+    leaving.sync()
+    for _ in range(3):
+        leaving.world.clock.move(3600)
+        assert leaving.list_after_end() == 0
+    assert not leaving.world.read_problems()
+
+
+def test_of_a_broken_off_period_only_what_no_invoice_asked_for_is_listed(leaving: Leaving) -> None:
+    leaving.use("4")
+    leaving.world.clock.move(32 * 86400)
+    leaving.sync()
+    leaving.emitter = leaving.world.emitter()
+    leaving.use("5")
+    leaving.world.clock.move(60)
+    leaving.leave(invoice_now=False)
+    leaving.world.clock.move(7200)
+    leaving.sync()
+    assert leaving.list_after_end() == 1
+    assert {row[2:] for row in leaving.tell_unbilled()} == {(PERIOD_NOT_INVOICED, "5")}
+
+
+def test_an_invoice_that_comes_after_all_takes_the_listing_away(leaving: Leaving) -> None:
+    leaving.use("4")
+    leaving.world.clock.move(60)
+    leaving.leave(invoice_now=False)
+    leaving.world.clock.move(7200)
+    leaving.sync()
+    assert leaving.list_after_end() == 1
+    # As the settling of an invoice does, once nothing is owed of a line's period.
+    tables = leaving.world.around.store.tables
+    records = DynamoSendingRecords(leaving.world.around.wire, tables.emissions)
+    now = leaving.world.clock.now().replace(microsecond=0)
+    customer, period = leaving.world.customer, Period(now - timedelta(days=1), now)
+    [(name, last)] = records.late_between(customer, "credits", period)
+    assert last < now - timedelta(seconds=7200)
+    assert not records.late_between(
+        customer, "credits", Period(last + timedelta(seconds=1), now)
+    ), "it is of no later period"
+    records.resolve_late(customer, "credits", name, now)
+    assert leaving.list_after_end() == 0
+    assert not leaving.world.read_problems()

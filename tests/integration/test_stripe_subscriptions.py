@@ -245,3 +245,41 @@ def test_lives_end_where_billing_ends_and_what_never_billed_has_none(billed: Bil
     v1.subscriptions.cancel(again.id, {"invoice_now": True})
     assert Life(back, at("2026-03-07T12:00:00")) in billed.reader.lives_of(made.customer)
     assert billed.reader.lives_of("cus_nobody") == []
+
+
+def test_of_a_period_that_is_broken_off_what_no_invoice_asks_for_is_told(billed: Billed) -> None:
+    v1 = billed.client.v1
+    made = billed.subscribe()
+    ended = at("2026-02-10T12:00:00")
+    billed.advance(made.clock, ended)
+
+    def read(until: datetime = ended) -> list[Period]:
+        return list(billed.reader.list_uninvoiced(made.customer, BEGIN, until))
+
+    assert read() == [], "it lives"
+    [subscription] = v1.subscriptions.list({"customer": made.customer}).data
+    v1.subscriptions.cancel(subscription.id)
+    assert read(ended - timedelta(seconds=1)) == [], "an invoice may be under way"
+    assert read() == [Period(BEGIN, ended)]
+    half = at("2026-02-05T12:00:00")
+    item: Any = {
+        "customer": made.customer,
+        "amount": 100,
+        "currency": "usd",
+        "period": {"start": int(BEGIN.timestamp()), "end": int(half.timestamp())},
+    }
+    waiting = v1.invoice_items.create(item)
+    assert read() == [Period(half, ended)], "an item waits for an invoice"
+    v1.invoice_items.delete(waiting.id)
+    dated_back: Any = {
+        "customer": made.customer,
+        "collection_method": "send_invoice",
+        "days_until_due": 30,
+        "items": [{"price": billed.usage}],
+        "backdate_start_date": int(half.timestamp()),
+    }
+    again = v1.subscriptions.create(dated_back)
+    assert read() == [], "another one bills it"
+    billed.advance(made.clock, at("2026-02-11T12:00:00"))
+    v1.subscriptions.cancel(again.id, {"invoice_now": True})
+    assert read(at("2026-02-11T12:00:00")) == []

@@ -179,6 +179,15 @@ class SubscriptionLives(Protocol):
         """
         ...
 
+    def list_uninvoiced(
+        self, billing_customer: str, ended_from: datetime, ended_by: datetime
+    ) -> Sequence[Period]:
+        """What no invoice asks for of periods that a subscription's end broke off in that time.
+
+        Raises `BillingUnavailableError`.
+        """
+        ...
+
 
 class ApiKeys(Protocol):
     """The API keys, by their hashes."""
@@ -638,6 +647,10 @@ class SendingRecords(Protocol):
         """The codes of the problems that are on record for these events."""
         ...
 
+    def is_in_broken_off(self, customer: str, meter: str, at: datetime) -> bool:
+        """Whether usage of that time is listed with its period, which was not invoiced."""
+        ...
+
     def list_unknown(self) -> Iterable[tuple[str, str, datetime]]:
         """Customer, meter and time of every send that is unknown; read a moment late."""
         ...
@@ -834,7 +847,7 @@ class SentUsage(Protocol):
     def find_listed(
         self, customer: str, meter: str, identifiers: Sequence[str]
     ) -> Mapping[str, int]:
-        """Sub-units of those that are listed as not billed, or were as taken after the end."""
+        """Sub-units of those that are listed as not billed, or as taken for nothing."""
         ...
 
 

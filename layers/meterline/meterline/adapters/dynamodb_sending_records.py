@@ -19,11 +19,11 @@ from meterline.adapters.dynamodb_emissions import (
 )
 from meterline.adapters.dynamodb_wire import DynamoWire, Item, query_pages, read_many
 from meterline.adapters.partition_keys import partition_key
-from meterline.domain.emission import AFTER_END, BatchDue, Lapse, Problem
+from meterline.domain.emission import TAKEN_FOR_NOTHING, BatchDue, Lapse, Problem
 from meterline.domain.measuring import HourTotal
 from meterline.domain.periods import Period
 from meterline.domain.reconciliation import BatchRecord, SentEntry
-from meterline.domain.sending import find_last_s
+from meterline.domain.sending import BROKEN_OFF_PREFIX, find_last_s
 from meterline.errors import SearchedTooLongError
 
 SEARCH_S = 5.0
@@ -101,7 +101,7 @@ class DynamoSendingRecords:
     def find_listed(
         self, customer: str, meter: str, identifiers: Sequence[str]
     ) -> Mapping[str, int]:
-        """Sub-units of problems that are open, or that were taken after the end, by identifier."""
+        """Sub-units of problems that are open, or of what was taken for nothing, by identifier."""
         pk = partition_key(customer, meter)
         keys: list[Item] = [
             {"pk": {"S": pk}, "sk": {"S": f"problem#{name}"}} for name in identifiers
@@ -109,8 +109,16 @@ class DynamoSendingRecords:
         return {
             item["identifier"]["S"]: int(item["sub_units"]["S"])
             for item in read_many(self._wire, self._table, keys, consistent=True)
-            if "problem" in item or item["code"]["S"] == AFTER_END
+            if "problem" in item or item["code"]["S"] in TAKEN_FOR_NOTHING
         }
+
+    def is_in_broken_off(self, customer: str, meter: str, at: datetime) -> bool:
+        """Whether usage of that time is listed with its period, which was not invoiced."""
+        at_s = int(at.timestamp())
+        return any(
+            int(item["at_s"]["N"]) <= at_s <= find_last_s(item["identifier"]["S"], at_s)
+            for item in self._query(partition_key(customer, meter), f"problem#{BROKEN_OFF_PREFIX}")
+        )
 
     def list_late(self) -> Iterator[tuple[str, str, datetime]]:
         """Customer, meter and time of all that is late and not settled; of an hour, both ends."""

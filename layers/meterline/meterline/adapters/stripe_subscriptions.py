@@ -18,6 +18,7 @@ from meterline.errors import BillingUnavailableError
 
 if TYPE_CHECKING:
     import stripe
+    from stripe.params import InvoiceItemListParams, InvoiceListParams
 
 PLAN_KEY = "meterline_plan"
 """Metadata of a price: the plan that it belongs to. The setup command writes it."""
@@ -46,11 +47,59 @@ class StripeSubscriptions:
 
     def lives_of(self, billing_customer: str) -> Sequence[Life]:
         """The lives of the customer's subscriptions that bill usage, or did."""
-        return [
-            _read_life(each)
-            for each in self._list(billing_customer)
-            if each.status != "incomplete_expired" and any(map(_is_metered, each.items.data))
-        ]
+        return [_read_life(each) for each in self._list(billing_customer) if _bills_usage(each)]
+
+    def list_uninvoiced(
+        self, billing_customer: str, ended_from: datetime, ended_by: datetime
+    ) -> Sequence[Period]:
+        """What no invoice asks for of periods that a subscription's end broke off in that time.
+
+        Where two subscriptions bill at a time, nothing is certain, and nothing is told.
+        """
+        told = [each for each in self._list(billing_customer) if _bills_usage(each)]
+        parts = []
+        for each in told:
+            part = _read_broken_off(each)
+            if part is None or not ended_from <= part.end <= ended_by:
+                continue
+            if any(_overlaps(_read_life(other), part) for other in told if other is not each):
+                continue
+            left = part.clip(self._billed_until(billing_customer, each.id, part), None)
+            if left is not None:
+                parts.append(left)
+        return parts
+
+    def _billed_until(self, billing_customer: str, subscription: str, part: Period) -> datetime:
+        """Until when invoices, or items that wait for one, ask for what was used in `part`.
+
+        What is paid ahead is no usage: such a line ends after the moment in which it was made. What
+        lies before a line and is on none, as of a price that was taken off, is not told.
+        """
+        start_s, end_s = int(part.start.timestamp()), int(part.end.timestamp())
+        by_subscription: InvoiceListParams = {
+            "subscription": subscription,
+            "created": {"gte": start_s},
+            "limit": 100,
+        }
+        waiting: InvoiceItemListParams = {
+            "customer": billing_customer,
+            "pending": True,
+            "limit": 100,
+        }
+        with translate_errors():
+            v1 = self._stripe.open().v1
+            spans = [
+                (line.period.start, line.period.end)
+                for invoice in v1.invoices.list(by_subscription).auto_paging_iter()
+                for line in invoice.lines.auto_paging_iter()
+                if line.period.end <= invoice.created or end_s <= invoice.created
+            ]
+            spans += [
+                (item.period.start, item.period.end)
+                for item in v1.invoice_items.list(waiting).auto_paging_iter()
+                if item.period.end <= item.date
+            ]
+        return _moment(max([start_s, *(last_s for first_s, last_s in spans if first_s < last_s)]))
 
     def _list(self, billing_customer: str) -> list[stripe.Subscription]:
         try:
@@ -108,6 +157,27 @@ def _read_life(found: stripe.Subscription) -> Life:
         # One that is not renewed may be ended a moment after its last period.
         end = _moment(min(found.ended_at, first.current_period_end))
     return Life(_moment(min(found.start_date, first.current_period_start)), end)
+
+
+def _read_broken_off(found: stripe.Subscription) -> Period | None:
+    """What was used of its last period, where it ended before that did; not of a trial."""
+    [first, *_] = filter(_is_metered, found.items.data)
+    start_s = first.current_period_start
+    if first.created > found.created:
+        start_s = max(start_s, first.created)
+    if found.ended_at is None or not start_s < found.ended_at < first.current_period_end:
+        return None
+    if found.trial_end is not None and start_s < found.trial_end:
+        return None
+    return Period(_moment(start_s), _moment(found.ended_at))
+
+
+def _overlaps(life: Life, part: Period) -> bool:
+    return life.start < part.end and (life.end is None or part.start < life.end)
+
+
+def _bills_usage(found: stripe.Subscription) -> bool:
+    return found.status != "incomplete_expired" and any(map(_is_metered, found.items.data))
 
 
 def _rank(found: stripe.Subscription) -> tuple[int, bool, int]:

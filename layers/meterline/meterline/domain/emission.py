@@ -96,8 +96,8 @@ class Lapse(StrEnum):
     """Why an event was not billed: the kinds of problem, open until someone settles them."""
 
     LATE = "late"
-    """Too old for the billing layer, of a period whose invoice is final, or taken although its
-    subscription had ended (`AFTER_END`)."""
+    """Too old for the billing layer, of a period whose invoice is final, or taken and on no invoice
+    (`TAKEN_FOR_NOTHING`)."""
     REFUSED = "refused"
     """Refused for good, and certainly not billed. A redrive tries it again."""
     UNKNOWN = "unknown"
@@ -185,6 +185,13 @@ class RefusalCode(StrEnum):
 AFTER_END = "after_end"
 """The code of usage that the billing layer took from after a subscription's end: it is on no
 invoice, and because it was taken it is never sent again."""
+
+PERIOD_NOT_INVOICED = "period_not_invoiced"
+"""The code of usage that the billing layer took in a period which the subscription's end broke off,
+and for which it made no invoice: all of that in one."""
+
+TAKEN_FOR_NOTHING = frozenset({AFTER_END, PERIOD_NOT_INVOICED})
+"""It was taken, so it is never sent again; what is settled of it is not listed anew."""
 
 WAITING = frozenset({RefusalCode.NO_BILLING_CUSTOMER, RefusalCode.NO_SUBSCRIPTION})
 """Nothing is wrong with the usage, nobody bills the customer yet: it stays listed, and is sent by

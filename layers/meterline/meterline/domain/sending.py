@@ -22,6 +22,7 @@ from meterline.domain.emission import (
     RefusalCode,
 )
 from meterline.domain.measuring import HourTotal
+from meterline.domain.periods import Period
 
 DEDUPE_MARGIN_S = 3600
 """A repeated identifier is relied on for an hour less than the billing layer promises: it counts
@@ -34,6 +35,7 @@ LINGER_S = 120
 """A send without an answer may still arrive for so long: twice what the function may run."""
 
 _HOUR_PREFIX = "mlh_"
+BROKEN_OFF_PREFIX = "mlp_"
 _MAX_STRAYS = 16
 _REFUSED_FOR_CONTENT = frozenset({RefusalCode.BAD_VALUE, RefusalCode.TOO_MANY_DIGITS})
 
@@ -351,12 +353,19 @@ def hour_identifier(customer: str, meter: str, hour: datetime, sequence: int) ->
 
 def find_last_s(identifier: str, at_s: int) -> int:
     """The last second that a problem of that name is about: an hour's total is of a whole hour."""
+    if identifier.startswith(BROKEN_OFF_PREFIX):
+        return int(identifier.removeprefix(BROKEN_OFF_PREFIX)) - 1
     return at_s + 3599 if identifier.startswith(_HOUR_PREFIX) else at_s
 
 
 def after_end_identifier(customer: str, meter: str, hour: datetime) -> str:
     """The name of what of an hour was used after a subscription's end; never that of a send."""
     return "mla_" + hour_identifier(customer, meter, hour, 0).removeprefix("mlh_")
+
+
+def broken_off_identifier(part: Period) -> str:
+    """The name of what is on no invoice of a period that ended before its time."""
+    return f"{BROKEN_OFF_PREFIX}{int(part.end.timestamp())}"
 
 
 def _problem(entry: EmissionEntry, kind: Lapse, code: str, message: str) -> Problem:

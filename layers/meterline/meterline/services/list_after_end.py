@@ -1,21 +1,31 @@
-"""List what the billing layer took of usage after a subscription's end: no invoice asks for it.
+"""List what the billing layer took of usage, and no invoice asks for: for a subscription ended.
 
 It hears of an end before we do, and takes what is sent until then: a cancellation's webhook can be
 late, and the emitter relies for an hour on what it was told. What was taken stays taken: it is
 listed with its reason, and never sent again, not even when the customer returns.
+
+Cancelled at once, a subscription may also end without an invoice for its last period (Stripe's
+default): what was taken of that is listed as a whole, until an invoice asks for it after all.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
-from meterline.domain.emission import AFTER_END, EmissionDue, HourDue, Lapse, Problem
+from meterline.domain.emission import (
+    AFTER_END,
+    PERIOD_NOT_INVOICED,
+    EmissionDue,
+    HourDue,
+    Lapse,
+    Problem,
+)
 from meterline.domain.measuring import HOUR, floor_hour
 from meterline.domain.meters import EmissionMode, Meter
 from meterline.domain.periods import Period
-from meterline.domain.sending import Progress, after_end_identifier
+from meterline.domain.sending import Progress, after_end_identifier, broken_off_identifier
 from meterline.domain.subscriptions import find_gaps
 from meterline.domain.times import format_time
 from meterline.domain.usage import LedgerEntry
@@ -30,6 +40,12 @@ from meterline.ports import (
 
 LOOK_BACK = timedelta(days=36)
 """Usage is taken for 35 days (Stripe's API reference, meter events); and a day to hear of it."""
+_INVOICED_WITHIN = HOUR
+"""An end's invoice is made with it; for so long after it, nothing is said to have none."""
+_LOOKED_AT_FOR = timedelta(days=3)
+"""Of a broken-off period that is listed: by then it is known of each send whether it arrived."""
+_AHEAD = timedelta(days=1)
+"""More than an event can be dated ahead of when it came."""
 _CLOCK_SKEW = timedelta(minutes=10)
 """A batch may seem to be older than the events in it: their times are of other machines."""
 
@@ -70,6 +86,9 @@ class ListAfterEnd:
             return 0
         # To the end of this hour: what is sent may be dated now.
         start, end = floor_hour(now - LOOK_BACK), floor_hour(now) + HOUR
+        if known.ended_at is not None and known.ended_at >= start:
+            # A year that was broken off is looked at as a whole.
+            start = min(start, floor_hour(known.current.start))
         if known.ended_at is None and known.metered_item is not None:
             # From there on it is billed: only what was used between two subscriptions is not.
             end = min(end, known.started_at)
@@ -83,7 +102,15 @@ class ListAfterEnd:
         if not used:
             return 0
         gaps = find_gaps(self._subscriptions.lives_of(found.billing_customer), end)
-        return sum(
+        parts = self._subscriptions.list_uninvoiced(
+            found.billing_customer, now - LOOK_BACK, now - _INVOICED_WITHIN
+        )
+        opened = sum(
+            self._list_broken_off(customer, meter, part, now)
+            for meter in self._meters.values()
+            for part in parts
+        )
+        return opened + sum(
             self._look_at(customer, meter, hours, gap, now)
             for meter, hours in used.items()
             for gap in gaps
@@ -160,6 +187,50 @@ class ListAfterEnd:
                 at_s = int(max(hour, gap.start).timestamp())
                 opened += self._open(due, gap, name, at_s, taken, now)
         return opened
+
+    def _list_broken_off(self, customer: str, meter: Meter, part: Period, now: datetime) -> int:
+        """One entry for all of it: a period may have millions of events."""
+        name = broken_off_identifier(part)
+        listed = self._sent.find_listed(customer, meter.id, [name]).get(name)
+        if listed is not None and part.end + _LOOKED_AT_FOR < now:
+            return 0
+        if meter.emission is EmissionMode.HOURLY:
+            first, end = floor_hour(part.start), floor_hour(part.end) + HOUR
+            hours = self._counted.hours_between(customer, meter.id, first, end)
+            sent = sum(self._sent_of_hour(customer, meter, hour, part) for hour in hours)
+        else:
+            sent = sum(
+                each.entry.sub_units
+                for batch in self._sent.batches_since(customer, meter.id, part.start - _AHEAD)
+                for each in batch.list_entries()
+                if each.progress is Progress.SENT
+                and datetime.fromtimestamp(each.entry.at_s, UTC) in part
+            )
+        if sent == (listed or 0):
+            return 0
+        message = (
+            f"taken, and on no invoice: the subscription was cancelled at {format_time(part.end)}, "
+            f"without an invoice for its usage since {format_time(part.start)}"
+        )
+        at_s = int(part.start.timestamp())
+        problem = Problem(Lapse.LATE, PERIOD_NOT_INVOICED, message, name, at_s, sent)
+        due = HourDue(customer, meter.id, floor_hour(part.start))
+        return self._store.open_problem(due, problem, now)
+
+    def _sent_of_hour(self, customer: str, meter: Meter, hour: datetime, part: Period) -> int:
+        """What was sent of an hour counts for what was used first of it."""
+        if part.end <= hour or hour + HOUR <= part.start:
+            return 0
+        sent = self._store.load_hour(HourDue(customer, meter.id, hour)).sent_sub_units
+        if sent is None or (part.start <= hour and hour + HOUR <= part.end):
+            return sent or 0
+        before = inside = 0
+        for entry in self._ledger.events_between(customer, hour, min(hour + HOUR, part.end)):
+            if entry.meter == meter.id and entry.at < part.start:
+                before += meter.to_sub_units(entry.quantity)
+            elif entry.meter == meter.id:
+                inside += meter.to_sub_units(entry.quantity)
+        return min(inside, max(0, sent - before))
 
     def _open(
         self,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import groupby
 
-from meterline.domain.emission import HourDue
+from meterline.domain.emission import PERIOD_NOT_INVOICED, HourDue
 from meterline.domain.invoice_checks import CheckedSpan, InvoiceCheck
 from meterline.domain.measuring import HOUR, floor_hour
 from meterline.domain.meters import EmissionMode, Meter
@@ -187,6 +187,13 @@ class TraceUsage:
             if span.meter == entry.meter and span.period.start <= entry.at < span.period.end
         ]
         sent = self._find_sent(entry, is_invoiced=bool(lines))
+        if (
+            sent.state is SendingState.SENT
+            and sent.problem is None
+            and not lines
+            and self._records.is_in_broken_off(key.customer, entry.meter, entry.at)
+        ):
+            sent = replace(sent, problem=PERIOD_NOT_INVOICED)
         return TracedEvent(entry, sent, check, lines[0] if lines else None)
 
     def _find_sent(self, entry: LedgerEntry, *, is_invoiced: bool) -> SentUsage:
