@@ -12,12 +12,15 @@ from tests.faults.whole_path import Surroundings
 from tests.integration.storage.stores import Store
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def around(dynamodb_local: str) -> Iterator[Surroundings]:
-    """One storage and one Stripe for all worlds; each world is a customer of its own."""
+    """One storage and one Stripe for all worlds of a module; each is a customer of its own.
+
+    What a module does to Stripe's clock is no matter of the next one's.
+    """
     with LocalStripe() as local:
         yield Surroundings(Store("dynamodb_local", dynamodb_local), local)
-        # Every request of the whole session is one that the SDK's own types describe.
+        # Every request is one that the SDK's own types describe.
         assert local.violations() == []
 
 
