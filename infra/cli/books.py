@@ -31,7 +31,7 @@ from meterline.adapters.stripe_invoices import StripeInvoices
 from meterline.adapters.stripe_usage import StripeUsage
 from meterline.bootstrap import make_list_after_end, make_reconciliation, make_recount
 from meterline.catalog import load_meters
-from meterline.domain.emission import Lapse
+from meterline.domain.emission import Lapse, Problem
 from meterline.domain.invoice_checks import (
     HoldReason,
     InvoiceCheck,
@@ -39,6 +39,7 @@ from meterline.domain.invoice_checks import (
     write_quantity,
 )
 from meterline.domain.reconciliation import Difference
+from meterline.domain.sending import find_last_s
 from meterline.errors import MeterlineError
 from meterline.services.reconcile_customers import ReconcileCustomers
 from meterline.services.settle_invoices import LatePolicy, SettleInvoices
@@ -205,6 +206,51 @@ def unbilled(stack_name: str) -> None:
         click.echo(line)
 
 
+@command.command("close")
+@click.argument("customer")
+@click.argument("identifiers", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="All of the customer's, not only IDENTIFIERS.")
+@reason_options
+@stack_option
+def close(
+    stack_name: str,
+    customer: str,
+    identifiers: tuple[str, ...],
+    actor: str,
+    reason: str,
+    *,
+    every: bool,
+) -> None:
+    """Take late usage of CUSTOMER, such as was billed by hand, out of the list of what is unbilled.
+
+    IDENTIFIERS are those at Stripe, as `books unbilled` has them. Only what is late and has no
+    invoice can be closed: an invoice's is settled with it, and what was refused can be sent again.
+    """
+    if every == bool(identifiers):
+        raise click.UsageError("name IDENTIFIERS, or --all")
+    stack, wire = _open(stack_name)
+    trail = Trail(stack, wire, actor, reason)
+    records = DynamoSendingRecords(wire, stack.table("Emissions"))
+    checks = DynamoInvoiceChecks(wire, stack.table("Books"))
+    left = set(identifiers)
+    closed = 0
+    for whose, meter, problem in records.list_open(Lapse.LATE):
+        if whose != customer or not (every or problem.identifier in identifiers):
+            continue
+        left.discard(problem.identifier)
+        if invoice := find_invoice(checks, customer, meter, problem):
+            click.echo(f"{problem.identifier}: {invoice} settles it (`books check`)", err=True)
+            continue
+        trail.record("close", f"{customer}#{meter}/{problem.identifier}", problem.code)
+        records.resolve_late(customer, meter, problem.identifier, datetime.now(UTC))
+        closed += 1
+        click.echo(f"{problem.identifier}\t{meter}\t{problem.code}")
+    for identifier in sorted(left):
+        click.echo(f"{identifier}: {customer} has no such late usage", err=True)
+    if not closed:
+        raise click.ClickException("nothing was closed")
+
+
 @command.command("invoices")
 @stack_option
 def invoices(stack_name: str) -> None:
@@ -291,6 +337,35 @@ def release(
         click.echo(f"{invoice} goes its way; Stripe finalises it within an hour or so")
 
 
+@command.command("waive")
+@click.argument("invoice")
+@stripe_options
+@reason_options
+@stack_option
+def waive(
+    stack_name: str,
+    invoice: str,
+    actor: str,
+    reason: str,
+    stripe_url: str | None,
+    key_file: Path | None,
+    *,
+    live: bool,
+) -> None:
+    """Ask nothing for what INVOICE lacks and nobody can bill: it is void, or its price not ours."""
+    stack, wire = _open(stack_name)
+    trail = Trail(stack, wire, actor, reason)
+    trail.record("waive", invoice, "begun")
+    try:
+        waived = _settlement(stack, wire, read_key(key_file, live=live), stripe_url).waive(
+            invoice, actor=actor, reason=reason, now=datetime.now(UTC)
+        )
+    except MeterlineError as error:
+        raise click.ClickException(f"{type(error).__name__}: {error}") from error
+    trail.record("waive", invoice, "waived")
+    click.echo(_describe_check(waived))
+
+
 @command.command("audit")
 @click.option(
     "--month", type=click.DateTime(["%Y-%m"]), help="2026-11, say; this one if not given."
@@ -320,6 +395,17 @@ def describe_unbilled(records: DynamoSendingRecords) -> Iterator[str]:
                 f"{kind}\t{problem.code}\t{customer}\t{meter}\t{at:%Y-%m-%dT%H:%M:%SZ}"
                 f"\t{quantity}\t{problem.identifier}\t{problem.message}"
             )
+
+
+def find_invoice(
+    checks: DynamoInvoiceChecks, customer: str, meter: str, problem: Problem
+) -> str | None:
+    """The invoice that late usage is settled with; an hour may be of two periods."""
+    for at_s in (problem.at_s, find_last_s(problem.identifier, problem.at_s)):
+        invoice = checks.invoice_of(customer, meter, datetime.fromtimestamp(at_s, UTC))
+        if invoice is not None:
+            return invoice
+    return None
 
 
 def _open(stack_name: str) -> tuple[Stack, DynamoWire]:

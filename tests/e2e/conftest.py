@@ -7,7 +7,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,13 +17,16 @@ import botocore.session
 import pytest
 import urllib3
 
-from infra.local.stack import REGION, LocalStack
+from infra.local.stack import REGION, REPOSITORY, LocalStack
 from infra.local.stripe_account import StripeAccount
 from meterline.adapters.dynamodb_accounts import DynamoAccounts
 from meterline.adapters.dynamodb_wire import DynamoWire
 from meterline.domain.api_keys import ApiKey, Scope, hash_key
 
 STRIPE_KEY = "sk_test_local"
+WHY = ("--actor", "ann", "--reason", "a test")
+Run = Callable[..., subprocess.CompletedProcess[str]]
+"""A command of the operator's, ended; `ok=False` where it is to fail."""
 _START_TIMEOUT_S = 60.0
 
 
@@ -188,3 +191,23 @@ def api(stack: LocalStack) -> Api:
     for scope, key in keys.items():
         accounts.add_key(ApiKey(hash_key(key), scope, frozenset({scope}), datetime.now(UTC), None))
     return Api(stack.api_url, keys[Scope.USAGE], keys[Scope.ADMIN])
+
+
+@pytest.fixture(scope="session")
+def run(stack: LocalStack) -> Run:
+    """Runs the command line against this session's stack."""
+
+    def call(*words: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
+        ended = subprocess.run(
+            [sys.executable, "-m", "infra.cli", *words, "--stack", "meterline-local"],
+            cwd=REPOSITORY,
+            env={**stack.environment(), "STRIPE_API_KEY": STRIPE_KEY},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (ended.returncode == 0) is ok, ended.stdout + ended.stderr
+        return ended
+
+    return call

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from infra.local.stack import LocalStack
-from infra.local.stripe_account import StripeAccount
+from infra.local.stripe_account import StripeAccount, Subscriber
 from infra.local.stripe_server import StripeControl
 from meterline.domain.invoice_checks import HoldReason
 from tests.e2e.billed import BilledUsage, await_value, make_customer
-from tests.e2e.conftest import STRIPE_KEY, Api, Webhooks
+from tests.e2e.conftest import STRIPE_KEY, WHY, Api, Run, Webhooks
 
 
 def invoke(stack: LocalStack, function: str, payload: dict[str, Any]) -> dict[str, Any]:
@@ -75,10 +75,10 @@ def test_what_stripe_never_got_is_found_sent_again_and_agrees(
     assert everybody["customers"] >= 1
 
 
-def test_a_draft_that_differs_is_held_by_its_webhook_and_let_go_when_it_agrees(
-    stack: LocalStack, api: Api, stripe_url: str, control: StripeControl
-) -> None:
-    customer = "books_invoiced"
+def _subscribe_last_month(
+    customer: str, api: Api, stripe_url: str
+) -> tuple[StripeAccount, Subscriber, datetime]:
+    """A customer in the last third of a period that began 33 days ago, and a moment amid it."""
     account = StripeAccount(stripe_url, STRIPE_KEY)
     account.set_up()
     now = datetime.now(UTC)
@@ -87,7 +87,14 @@ def test_a_draft_that_differs_is_held_by_its_webhook_and_let_go_when_it_agrees(
     account.advance(subscriber, start + timedelta(days=20))
     put = api.put_customer(customer, billing_customer=subscriber.billing_customer)
     assert put.status == 200
-    at = start + timedelta(days=15)
+    return account, subscriber, start + timedelta(days=15)
+
+
+def test_a_draft_that_differs_is_held_by_its_webhook_and_let_go_when_it_agrees(
+    stack: LocalStack, api: Api, stripe_url: str, control: StripeControl
+) -> None:
+    customer = "books_invoiced"
+    account, subscriber, at = _subscribe_last_month(customer, api, stripe_url)
     assert api.report(make_event("in-time", customer, "1200", at)).status == 202
     billed = BilledUsage(stripe_url, subscriber.billing_customer, "meterline_credits")
     await_value(billed.total, 1_200_000)
@@ -128,3 +135,38 @@ def test_a_draft_that_differs_is_held_by_its_webhook_and_let_go_when_it_agrees(
     account.advance(subscriber, subscriber.period_end + timedelta(hours=3))
     final = client.v1.invoices.retrieve(draft.id)
     assert (final.status, final.total) == ("open", 2900 + 100)
+
+
+def test_what_is_late_for_a_void_invoice_is_told_of_until_a_person_decides(
+    stack: LocalStack, api: Api, stripe_url: str, control: StripeControl, run: Run
+) -> None:
+    customer = "books_void"
+    account, subscriber, at = _subscribe_last_month(customer, api, stripe_url)
+    assert api.report(make_event("in-time", customer, "1200", at)).status == 202
+    billed = BilledUsage(stripe_url, subscriber.billing_customer, "meterline_credits")
+    await_value(billed.total, 1_200_000)
+    account.advance(subscriber, subscriber.period_end + timedelta(hours=3))
+    client = control.client()
+    [invoice, *_] = client.v1.invoices.list({"subscription": subscriber.subscription}).data
+    assert (invoice.status, invoice.total) == ("open", 2900 + 100)
+    client.v1.invoices.void_invoice(invoice.id)
+    assert api.report(make_event("late", customer, "40", at)).status == 202
+
+    def unbilled() -> list[list[str]]:
+        lines = [line.split("\t") for line in run("books", "unbilled").stdout.splitlines()]
+        return [line for line in lines if line[2] == customer]
+
+    await_value(lambda: [line[:2] for line in unbilled()], [["late", "period_final"]])
+    identifier = unbilled()[0][6]
+    await_value(lambda: invoke(stack, "SettleInvoices", {})["InvoicesDiffer"], 1)
+    refused = run("books", "close", customer, identifier, *WHY, ok=False)
+    assert f"{invoice.id} settles it" in refused.stderr
+    options = ("--stripe-url", stripe_url, *WHY)
+    waived = run("books", "waive", invoice.id, *options).stdout
+    assert "settled 40000" in waived
+    again = run("books", "waive", invoice.id, *options, ok=False)
+    assert "waits for a decision" in again.stderr
+    nothing: list[list[str]] = []
+    await_value(unbilled, nothing)
+    assert invoke(stack, "SettleInvoices", {})["InvoicesDiffer"] == 0
+    assert f"ann\twaive\t{invoice.id}\twaived\ta test" in run("books", "audit").stdout

@@ -9,12 +9,9 @@ from infra.local.stack import LocalStack
 from meterline.adapters.dynamodb_ledger import write_item
 from meterline.domain.usage import EventKey, LedgerEntry
 from tests.e2e.billed import BilledUsage, await_value, make_customer
-from tests.e2e.conftest import Api
+from tests.e2e.conftest import WHY, Api, Run
 from tests.e2e.dashboards import count_events
 from tests.e2e.test_books import invoke, make_event
-from tests.e2e.test_operations import WHY, Run, run
-
-__all__ = ["run"]
 
 
 def make_entry(customer: str, event_id: str, quantity: int) -> LedgerEntry:

@@ -5,46 +5,19 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import subprocess
-import sys
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlencode
 
 import pytest
 
-from infra.local.stack import REPOSITORY, LocalStack
 from infra.local.stripe_account import StripeAccount
 from infra.local.stripe_server import StripeControl
 from infra.recompute_digest import recompute_digests
 from tests.e2e.billed import BilledUsage, await_value, make_customer
-from tests.e2e.conftest import STRIPE_KEY, Answer, Api
+from tests.e2e.conftest import STRIPE_KEY, WHY, Answer, Api, Run
 from tests.e2e.dashboards import sign_in
 from tests.e2e.described import check_described
 from tests.e2e.test_books import make_event
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-WHY = ("--actor", "ann", "--reason", "a test")
-
-
-@pytest.fixture(scope="module")
-def run(stack: LocalStack) -> Run:
-    """Runs the command line against this session's stack."""
-
-    def call(*words: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
-        ended = subprocess.run(
-            [sys.executable, "-m", "infra.cli", *words, "--stack", "meterline-local"],
-            cwd=REPOSITORY,
-            env={**stack.environment(), "STRIPE_API_KEY": STRIPE_KEY},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert (ended.returncode == 0) is ok, ended.stdout + ended.stderr
-        return ended
-
-    return call
 
 
 def test_what_was_refused_is_listed_with_its_reason_and_billed_after_a_redrive(

@@ -7,12 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 from infra.local.stack import LocalStack
 from tests.e2e.billed import BilledUsage, await_value, make_customer
-from tests.e2e.conftest import Api
+from tests.e2e.conftest import WHY, Api, Run
 from tests.e2e.dashboards import count_events
 from tests.e2e.test_books import invoke, make_event
-from tests.e2e.test_operations import Run, run
-
-__all__ = ["run"]
 
 
 def test_usage_of_who_is_not_billed_is_kept_listed_and_billed_once_somebody_does(
@@ -47,3 +44,32 @@ def test_usage_of_who_is_not_billed_is_kept_listed_and_billed_once_somebody_does
     looked = invoke(stack, "ReconcileUsage", {"customers": [customer]})
     assert (looked["agree"], looked["differ"]) == (1, 0)
     assert [call["outcome"] for call in billed.calls()] == ["accepted"] * 2
+
+
+def test_what_is_too_old_for_any_invoice_is_listed_until_somebody_closes_it(
+    api: Api, stripe_url: str, run: Run
+) -> None:
+    customer = f"too_old_{secrets.token_hex(4)}"
+    make_customer(api, stripe_url, customer)
+    at = datetime.now(UTC) - timedelta(days=40)
+    names = ("one", "two", "three")
+    assert api.report(*(make_event(name, customer, "2", at) for name in names)).status == 202
+
+    def listed() -> list[str]:
+        lines = [line.split("\t") for line in run("books", "unbilled").stdout.splitlines()]
+        return [line[6] for line in lines if line[:3] == ["late", "timestamp_too_old", customer]]
+
+    await_value(lambda: len(listed()), 3)
+    assert "--all" in run("books", "close", customer, *WHY, ok=False).stderr
+    first, *_ = listed()
+    told = run("books", "close", customer, first, "ml_unheard_of", *WHY)
+    assert told.stdout == f"{first}\tcredits\ttimestamp_too_old\n"
+    assert "ml_unheard_of" in told.stderr
+    await_value(lambda: first in listed(), False)
+    assert len(listed()) == 2
+    run("books", "close", customer, "--all", *WHY)
+    nothing: list[str] = []
+    await_value(listed, nothing)
+    assert "nothing was closed" in run("books", "close", customer, "--all", *WHY, ok=False).stderr
+    trail = run("books", "audit").stdout
+    assert f"ann\tclose\t{customer}#credits/{first}\ttimestamp_too_old\ta test" in trail

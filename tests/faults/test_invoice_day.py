@@ -17,7 +17,7 @@ from infra.cli.billing_setup import base_lookup_key, usage_lookup_key
 from meterline.adapters.dynamodb_emissions import DynamoEmissions
 from meterline.adapters.stripe_invoices import LATE_KEY
 from meterline.domain.emission import HourDue, Lapse, Problem
-from meterline.domain.invoice_checks import CheckState, HoldReason, write_event_line
+from meterline.domain.invoice_checks import CheckState, HoldReason, InvoiceCheck, write_event_line
 from meterline.domain.pricing import price_usage, total_minor
 from meterline.domain.sending import HourSending, hour_identifier
 from meterline.domain.usage import EventKey, LedgerEntry
@@ -463,6 +463,48 @@ def test_an_invoice_that_is_void_asks_for_nothing_late(office: Office) -> None:
     use(office.world, "10", at=START)
     assert office.look(invoice).check.state is CheckState.FINAL_DIFFERS
     assert not office.items()
+
+
+def test_what_no_look_can_bill_waits_until_a_person_waives_it_and_no_more_than_that(
+    office: Office,
+) -> None:
+    invoice = finish(office, "2000")
+    use(office.world, "5", at=START)
+
+    def waive() -> InvoiceCheck:
+        return office.settlement().waive(
+            invoice, actor="ann", reason="billed by hand", now=office.world.clock.now()
+        )
+
+    with pytest.raises(NotFoundError, match="waits for a decision"):
+        waive()
+    [item] = office.items()
+    office.stripe.v1.invoices.void_invoice(invoice)
+    use(office.world, "10", at=START)
+    for _ in range(2):
+        office.recheck()
+    assert office.list_late()
+    assert invoice in [check.invoice for check in office.checks.list_open()]
+    check = waive()
+    assert (check.agrees, check.note) == (True, "ann: billed by hand")
+    assert not office.list_late()
+    office.world.clock.move(2 * 3600)
+    office.recheck()
+    assert invoice not in [check.invoice for check in office.checks.list_open()]
+    assert [each.id for each in office.items()] == [item.id]
+    # What comes after the decision is another matter.
+    use(office.world, "1", at=START)
+    office.recheck()
+    assert office.list_late()
+    [span] = office.look(invoice).check.spans
+    assert span.owed_sub_units == 1000
+
+
+def test_a_draft_is_released_and_not_waived(office: Office) -> None:
+    use(office.world, "10", sent=False)
+    draft = office.go_to_renewal()
+    with pytest.raises(NotFoundError, match="release"):
+        office.settlement().waive(draft.id, actor="ann", reason="why", now=office.world.clock.now())
 
 
 def test_somebody_elses_invoice_is_none_of_ours(office: Office) -> None:

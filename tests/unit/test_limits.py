@@ -22,7 +22,7 @@ from meterline.domain.limits import (
     most_quantity,
     stop_quantity,
 )
-from meterline.domain.pricing import Plan, Tier, price, total_minor
+from meterline.domain.pricing import CurrencyOption, Plan, Tier, price, total_minor
 from meterline.schemas.limits import LimitsInput, read_form, write_limits
 
 PRO, FREE = load_plans()["pro"], load_plans()["free"]
@@ -51,6 +51,25 @@ def test_the_quantity_of_an_amount_is_the_largest_that_it_pays_for(
     most = most_quantity(money(amount_minor, plan.currency), plan, CREDITS)
     assert total_minor(price(most, plan)) <= amount_minor
     assert total_minor(price(most + Decimal("0.001"), plan)) > amount_minor
+
+
+def test_a_limit_keeps_its_own_currency_when_the_subscription_is_billed_in_another() -> None:
+    in_both = replace(PRO, currency_options={"jpy": CurrencyOption(YEN.base_fee_minor, YEN.tiers)})
+    # 5,000 cents are not 5,000 yen.
+    limit = money(5000)
+    billed_in_yen = in_both.in_currency("jpy")
+    assert most_quantity(limit, billed_in_yen, CREDITS) == most_quantity(limit, PRO, CREDITS)
+    assert most_quantity(money(5000, "jpy"), in_both, CREDITS) == most_quantity(
+        money(5000, "jpy"), YEN, CREDITS
+    )
+    # Back again it is the plan that it was.
+    assert billed_in_yen.in_currency("usd") == in_both
+
+
+def test_of_a_currency_that_the_plan_has_lost_the_number_is_left() -> None:
+    assert most_quantity(money(5000, "eur"), PRO, CREDITS) == most_quantity(
+        money(5000), PRO, CREDITS
+    )
 
 
 def test_an_amount_that_nothing_reaches_is_every_quantity_there_is() -> None:

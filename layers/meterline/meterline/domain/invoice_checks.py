@@ -162,6 +162,14 @@ class InvoiceCheck:
             index, replace(span, settled_sub_units=settled, settling_sub_units=0)
         )
 
+    def waive(self, index: int) -> InvoiceCheck:
+        """Nothing is asked any more for what a span owes now; what comes later is owed anew."""
+        span = self.spans[index]
+        settled = span.settled_sub_units + span.owed_sub_units
+        return self._with_span(
+            index, replace(span, settled_sub_units=settled, settling_sub_units=0)
+        )
+
     def _with_span(self, index: int, span: CheckedSpan) -> InvoiceCheck:
         spans = list(self.spans)
         spans[index] = span

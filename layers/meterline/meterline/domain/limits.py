@@ -6,6 +6,7 @@ next invoice may ask at most. Limits are kept here; they are enforced where leav
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -13,7 +14,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from meterline.domain.meters import FinerThanSubUnitError, Meter
-from meterline.domain.pricing import Plan, price, total_minor
+from meterline.domain.pricing import Plan, UnknownCurrencyError, price, total_minor
 from meterline.domain.quantities import MAX_SUB_UNITS
 
 MAX_AMOUNT_MINOR = 10**12
@@ -81,10 +82,15 @@ def most_quantity(limit: Limit, plan: Plan, meter: Meter) -> Decimal:
     """The largest quantity of a period that keeps the limit, in whole sub-units of the meter.
 
     Price grows with quantity and rounds by line, so the bound is searched, not divided out: the
-    bill of this quantity is within the amount, and that of one sub-unit more is not.
+    bill of this quantity is within the amount, and that of one sub-unit more is not. It is the
+    bill in the limit's own currency: a limit of $50 that was set before there was a subscription
+    does not become one of 50 of whatever the subscription is billed in.
     """
     if isinstance(limit, QuantityLimit):
         return limit.quantity
+    # A plan that has lost that currency leaves nothing but the number.
+    with suppress(UnknownCurrencyError):
+        plan = plan.in_currency(limit.currency)
     low, high = 0, MAX_SUB_UNITS
     if _bill(high, plan, meter) <= limit.amount_minor:
         return meter.from_sub_units(high)

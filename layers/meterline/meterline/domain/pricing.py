@@ -82,15 +82,17 @@ class Plan:
         """The plan as a customer of this currency is billed, or UnknownCurrencyError."""
         if currency == self.currency:
             return self
-        option = self.currency_options.get(currency)
+        others = dict(self.currency_options)
+        option = others.pop(currency, None)
         if option is None:
             raise UnknownCurrencyError(f"plan {self.id} has no price in {currency}")
+        others[self.currency] = CurrencyOption(self.base_fee_minor, self.tiers)
         return replace(
             self,
             currency=currency,
             base_fee_minor=option.base_fee_minor,
             tiers=option.tiers,
-            currency_options={},
+            currency_options=others,
         )
 
 

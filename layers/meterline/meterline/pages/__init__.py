@@ -22,6 +22,7 @@ from meterline.domain.limits import (
     InvalidLimitError,
     Limit,
     MoneyLimit,
+    QuantityLimit,
     most_quantity,
     stop_quantity,
 )
@@ -164,15 +165,18 @@ def _fill_form(report: UsageReport, sent: Mapping[str, str] | None) -> dict[str,
         } | {"block_overage": sent.get("block_overage") == "on"}
     limits = report.limits
     return {
-        "warn_at": _fill_limit(limits.warn_at),
-        "stop_at": _fill_limit(limits.stop_at),
+        "warn_at": _fill_limit(limits.warn_at, report),
+        "stop_at": _fill_limit(limits.stop_at, report),
         "block_overage": limits.block_overage,
     }
 
 
-def _fill_limit(limit: Limit | None) -> dict[str, str]:
+def _fill_limit(limit: Limit | None, report: UsageReport) -> dict[str, str]:
     if limit is None:
         return {"number": "", "unit": "money"}
+    # The form's money is the bill's: one of another currency is shown as what it comes to.
+    if isinstance(limit, MoneyLimit) and limit.currency != report.plan.currency:
+        limit = QuantityLimit(most_quantity(limit, report.plan, report.meter))
     if isinstance(limit, MoneyLimit):
         amount = to_main_unit(limit.amount_minor, limit.currency)
         return {"number": f"{amount:f}", "unit": "money"}

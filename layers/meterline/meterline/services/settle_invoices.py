@@ -136,6 +136,29 @@ class SettleInvoices:
             self._checks.save(replace(check, state=CheckState.RELEASED, note=note, checked_at=now))
         return self._invoices.release(invoice_id, hold)
 
+    def waive(self, invoice_id: str, *, actor: str, reason: str, now: datetime) -> InvoiceCheck:
+        """Ask nothing for what a final invoice lacks and no look at it can bill, as it is void or
+        its price is of no plan of ours; by a person's decision, which is kept with its reason.
+
+        Raises `NotFoundError` where nothing waits for that.
+        """
+        looked = self(invoice_id, now)
+        if looked is None or looked.check is None:
+            raise NotFoundError(f"nothing on {invoice_id} is metered by us")
+        invoice, check = looked.invoice, looked.check
+        if invoice.is_draft:
+            raise NotFoundError(f"{invoice_id} is a draft: `release` lets it go as it is")
+        waiting = [
+            index
+            for index, span in enumerate(check.spans)
+            if span.owed_sub_units and self._find_late_plan(invoice, span) is None
+        ]
+        if not waiting:
+            raise NotFoundError(f"nothing of {invoice_id} waits for a decision")
+        for index in waiting:
+            check = check.waive(index)
+        return self._close_late(replace(check, note=f"{actor}: {reason}"), True, now)
+
     def _check(self, invoice: BillingInvoice, customer: str, now: datetime) -> InvoiceSettled:
         before = self._checks.get(invoice.id)
         spans = self._compare(invoice, customer, before)
@@ -218,9 +241,7 @@ class SettleInvoices:
         check = check.begin_settling(index)
         span = check.spans[index]
         owed = span.settling_sub_units
-        if owed == 0 or invoice.status == "void":
-            return check, []
-        plan = self._find_plan(span, check.currency)
+        plan = self._find_late_plan(invoice, span) if owed else None
         if plan is None:
             return check, []
         # Written before the item: after a crash, this very part is settled, not a larger one.
@@ -268,9 +289,13 @@ class SettleInvoices:
         """Whether no invoice of a later period is to settle an hour that ends at `at`."""
         return self._checks.invoice_of(check.customer, meter, at) in (None, check.invoice)
 
-    def _find_plan(self, span: CheckedSpan, currency: str) -> Plan | None:
+    def _find_late_plan(self, invoice: BillingInvoice, span: CheckedSpan) -> Plan | None:
+        """What prices the late usage of a span; None where it is a person's to decide: the invoice
+        is void, or its price is of no plan of ours."""
+        if invoice.status == "void":
+            return None
         plan = self._plans.at(span.period.start).get(span.plan or "")
-        return plan.in_currency(currency) if plan is not None else None
+        return plan.in_currency(invoice.currency) if plan is not None else None
 
 
 def _explain(check: InvoiceCheck) -> str:
