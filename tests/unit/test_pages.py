@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -13,6 +14,8 @@ from aws_lambda_powertools.utilities.data_classes import APIGatewayProxyEventV2
 
 from meterline.catalog import CATALOG_DIR, InvalidCatalogError, load_meters, load_plans
 from meterline.catalog.changelog import load_changelog, read_changelog
+from meterline.domain.limits import Limits, MoneyLimit
+from meterline.domain.pricing import CurrencyOption
 from meterline.pages import Pages
 from meterline.pages.answers import PageAnswers, read_cookies
 from meterline.pages.charts import draw_days
@@ -176,6 +179,26 @@ def test_the_free_plan_says_that_it_stops_and_never_that_it_costs(
     assert ("On track to use it up this period." in html) == told
     assert set(re.findall(r"\$[0-9.]+", html)) == {"$0.00"}
     assert re.search(r'id="block_overage" checked disabled', html)
+
+
+def test_the_form_never_shows_an_amount_in_a_currency_that_is_not_the_bills() -> None:
+    overviews = FakeOverviews()
+    start = NOW.replace(microsecond=0) - timedelta(days=3)
+    overviews.add("acme", subscription=make_subscription(start, start + timedelta(days=30)))
+    usage = FakeUsage([make_entry(NOW - timedelta(hours=1))])
+    show = ShowUsage(overviews, usage, usage, FakePlans(), load_meters(), FakeComparisons())
+    report = show("acme", NOW)
+    # What it was set in, and what the subscription is billed in since.
+    pro = load_plans()["pro"]
+    both = replace(pro, currency_options={"eur": CurrencyOption(2700, pro.tiers)})
+    limited = replace(
+        report, plan=both.in_currency("eur"), limits=Limits(stop_at=MoneyLimit(4000, "usd"))
+    )
+    html = Pages().draw_usage(limited, form_token="token", out_token="token")
+    [field] = re.findall(r'name="stop_at" value="([^"]*)"', html)
+    [unit] = re.findall(r'name="stop_at_in".*?value="(\w+)" selected', html, re.DOTALL)
+    assert (field, unit) == ("3200.999", "quantity")
+    assert "$40.00, 3,200.999 credits" in html
 
 
 @pytest.mark.parametrize(
