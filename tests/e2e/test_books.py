@@ -142,13 +142,10 @@ def test_what_is_late_for_a_void_invoice_is_told_of_until_a_person_decides(
 ) -> None:
     customer = "books_void"
     account, subscriber, at = _subscribe_last_month(customer, api, stripe_url)
-    assert api.report(make_event("in-time", customer, "1200", at)).status == 202
-    billed = BilledUsage(stripe_url, subscriber.billing_customer, "meterline_credits")
-    await_value(billed.total, 1_200_000)
     account.advance(subscriber, subscriber.period_end + timedelta(hours=3))
     client = control.client()
     [invoice, *_] = client.v1.invoices.list({"subscription": subscriber.subscription}).data
-    assert (invoice.status, invoice.total) == ("open", 2900 + 100)
+    assert invoice.status == "open"
     client.v1.invoices.void_invoice(invoice.id)
     assert api.report(make_event("late", customer, "40", at)).status == 202
 
