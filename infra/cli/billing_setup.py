@@ -44,6 +44,8 @@ THIN_EVENTS = (
 
 _TAG = "meterline"
 _DIGEST = "meterline_digest"
+_ENDPOINT = "webhook"
+_DESTINATION = "meter-errors"
 _WINDOWS = {EmissionMode.EVENT: None, EmissionMode.HOURLY: "hour"}
 
 
@@ -384,9 +386,9 @@ def _endpoint_changes(found: Found, targets: Targets) -> Iterator[Change]:
         "url": targets.webhook_url,
         "enabled_events": list(WEBHOOK_EVENTS),
     }
-    there = _tagged_object(found.endpoints)
+    there = _tagged_object(found.endpoints, _ENDPOINT)
     if there is None:
-        params = {**wanted, "metadata": {_TAG: "webhook"}, "description": "Meterline"}
+        params = {**wanted, "metadata": {_TAG: _ENDPOINT}, "description": "Meterline"}
         yield Change(Action.CREATE, "webhook_endpoint", "webhook", params)
         return
     differs = [
@@ -404,7 +406,8 @@ def _destination_changes(found: Found, targets: Targets) -> Iterator[Change]:
     url = targets.events_url or targets.webhook_url
     if not url:
         return
-    there = _tagged_object(found.destinations)
+    # Endpoints are listed among the destinations too (changelog, 2024-10-28).
+    there = _tagged_object(found.destinations, _DESTINATION)
     if there is None:
         params = {
             "name": "Meterline meter errors",
@@ -413,7 +416,7 @@ def _destination_changes(found: Found, targets: Targets) -> Iterator[Change]:
             "enabled_events": list(THIN_EVENTS),
             "webhook_endpoint": {"url": url},
             "include": ["webhook_endpoint.signing_secret", "webhook_endpoint.url"],
-            "metadata": {_TAG: "meter-errors"},
+            "metadata": {_TAG: _DESTINATION},
         }
         yield Change(Action.CREATE, "event_destination", "meter_errors", params)
         return
@@ -422,11 +425,17 @@ def _destination_changes(found: Found, targets: Targets) -> Iterator[Change]:
         wanted["enabled_events"] = list(THIN_EVENTS)
     if (there.get("webhook_endpoint") or {}).get("url") != url:
         wanted["webhook_endpoint"] = {"url": url}
+    if there["status"] != "enabled":
+        why = "it was disabled"
+        known = str(there["id"])
+        yield Change(Action.REACTIVATE, "event_destination", "meter_errors", {}, known, why)
+        if not wanted:
+            return
     yield _settled("event_destination", "meter_errors", there, wanted, list(wanted))
 
 
-def _tagged_object(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    return next((row for row in rows if _TAG in (row.get("metadata") or {})), None)
+def _tagged_object(rows: Sequence[Mapping[str, Any]], tag: str) -> Mapping[str, Any] | None:
+    return next((row for row in rows if (row.get("metadata") or {}).get(_TAG) == tag), None)
 
 
 def _comparable(value: Any) -> Any:
@@ -510,6 +519,8 @@ def _make(client: stripe.StripeClient, change: Change, params: Any) -> dict[str,
             made = v1.webhook_endpoints.update(target, params)
         case "event_destination", Action.CREATE:
             made = destinations.create(params)
+        case "event_destination", Action.REACTIVATE:
+            made = destinations.enable(target)
         case "event_destination", Action.UPDATE:
             made = destinations.update(target, params)
         case _:

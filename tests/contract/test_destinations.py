@@ -28,6 +28,22 @@ def test_a_webhook_endpoint_shows_its_secret_only_once(account: StripeUnderTest)
     assert made.id not in [row.id for row in endpoints.list({"limit": 100}).data]
 
 
+def test_a_webhook_endpoint_is_listed_among_the_event_destinations(
+    account: StripeUnderTest,
+) -> None:
+    endpoints, name = account.client.v1.webhook_endpoints, account.unique("contract")
+    made = endpoints.create(
+        {"url": _URL, "enabled_events": ["invoice.created"], "metadata": {"contract": name}}
+    )
+    listed = account.client.v2.core.event_destinations.list({"include": ["webhook_endpoint.url"]})
+    rows = [row.to_dict() for row in listed.auto_paging_iter()]
+    endpoints.delete(made.id)
+    [found] = [row for row in rows if (row["metadata"] or {}).get("contract") == name]
+    assert (found["type"], found["event_payload"]) == ("webhook_endpoint", "snapshot")
+    assert found["enabled_events"] == ["invoice.created"]
+    assert found["webhook_endpoint"]["url"] == _URL
+
+
 def test_an_event_name_that_stripe_does_not_know_is_refused(
     account: StripeUnderTest, refused: Refused
 ) -> None:

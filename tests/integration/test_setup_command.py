@@ -376,6 +376,33 @@ def test_webhook_and_event_destination_are_made_once_and_kept_in_step(
     assert json.loads(path.read_text()) == secrets
 
 
+def test_an_event_destination_that_was_disabled_is_enabled_again(
+    run: Run, client: stripe.StripeClient, tmp_path: Path
+) -> None:
+    options = ("--json", "--webhook-url", HOOK, "--secrets-file", str(tmp_path / "secrets.json"))
+    made = _summary(run(*options))["event_destination"]
+    client.v2.core.event_destinations.disable(made)
+    changes = _summary(run(*options))["changes"]
+    assert [(row["action"], row["id"]) for row in changes if row["action"] != "keep"] == [
+        ("reactivate", made)
+    ]
+    assert client.v2.core.event_destinations.retrieve(made).status == "enabled"
+
+
+def test_a_webhook_endpoint_is_not_taken_for_the_event_destination(
+    run: Run, client: stripe.StripeClient, tmp_path: Path
+) -> None:
+    options = ("--json", "--webhook-url", HOOK, "--secrets-file", str(tmp_path / "secrets.json"))
+    first = _summary(run(*options))
+    client.v2.core.event_destinations.delete(first["event_destination"])
+    second = _summary(run(*options))
+    assert second["webhook_endpoint"] == first["webhook_endpoint"] != second["event_destination"]
+    endpoint = client.v1.webhook_endpoints.retrieve(second["webhook_endpoint"])
+    assert sorted(endpoint.enabled_events) == sorted(WEBHOOK_EVENTS)
+    again = _summary(run(*options))["changes"]
+    assert {change["action"] for change in again} == {"keep"}
+
+
 # Existing subscriptions
 
 

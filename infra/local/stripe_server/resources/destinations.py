@@ -155,12 +155,46 @@ def create_destination(account: Account, params: Params) -> Json:
 
 @route("GET", "/v2/core/event_destinations", "v2.core.EventDestinationListParams")
 def list_destinations(account: Account, params: Params) -> Json:
-    """GET /v2/core/event_destinations: one page."""
-    rows = [row for row in account.store("ed").values() if not row.get("_gone")]
+    """GET /v2/core/event_destinations: one page, with the v1 endpoints (changelog, 2024-10-28)."""
+    include = params.get("include")
+    shown = [
+        _shown_once(account, row, include)
+        for row in reversed(account.store("ed").values())
+        if not row.get("_gone")
+    ]
+    endpoints = [
+        _as_destination(row, include)
+        for row in reversed(account.store("we").values())
+        if not row.get("_gone")
+    ]
+    return {"data": [*endpoints, *shown], "next_page_url": None, "previous_page_url": None}
+
+
+def _as_destination(endpoint: Json, include: list[str] | None) -> Json:
+    created = rfc3339(endpoint["created"])
+    is_url_shown = "webhook_endpoint.url" in (include or [])
     return {
-        "data": [_shown_once(account, row, params.get("include")) for row in reversed(rows)],
-        "next_page_url": None,
-        "previous_page_url": None,
+        "id": endpoint["id"],
+        "object": "v2.core.event_destination",
+        "amazon_eventbridge": None,
+        "azure_event_grid": None,
+        "created": created,
+        "description": endpoint["description"] or "",
+        "enabled_events": endpoint["enabled_events"],
+        "event_payload": "snapshot",
+        "events_from": ["@self"],
+        "livemode": False,
+        "metadata": endpoint["metadata"],
+        "name": endpoint["url"],
+        "snapshot_api_version": endpoint["api_version"] or API_VERSION,
+        "status": endpoint["status"],
+        "status_details": None,
+        "type": "webhook_endpoint",
+        "updated": created,
+        "webhook_endpoint": {
+            "signing_secret": None,
+            "url": endpoint["url"] if is_url_shown else None,
+        },
     }
 
 
