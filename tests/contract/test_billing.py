@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
@@ -279,6 +280,26 @@ def test_a_manual_invoice_is_finalised_and_voided(account: StripeUnderTest) -> N
     final = invoices.finalize_invoice(draft.id)
     assert (final.status, final.amount_due) == ("open", 1000)
     assert invoices.void_invoice(draft.id).status == "void"
+
+
+def test_auto_advance_can_be_changed_while_an_invoice_is_open_and_is_off_afterwards(
+    account: StripeUnderTest,
+) -> None:
+    customer, invoices = account.make_customer(), account.client.v1.invoices
+    name = invoices.create(
+        {"customer": customer, "collection_method": "send_invoice", "days_until_due": 30}
+    ).id
+    account.client.v1.invoice_items.create(
+        {"customer": customer, "invoice": name, "amount": 1000, "currency": "usd"}
+    )
+    assert invoices.finalize_invoice(name, {"auto_advance": True}).status == "open"
+    for wanted in (False, True):
+        assert invoices.update(name, {"auto_advance": wanted}).auto_advance is wanted
+    assert invoices.void_invoice(name).auto_advance is False
+    # Whether it is refused or taken for nothing is not documented.
+    with suppress(stripe.InvalidRequestError):
+        invoices.update(name, {"auto_advance": True})
+    assert invoices.retrieve(name).auto_advance is False
 
 
 def test_a_metered_item_added_later_bills_later_usage_only(account: StripeUnderTest) -> None:

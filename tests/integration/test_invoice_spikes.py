@@ -9,6 +9,7 @@ from threading import Barrier
 from typing import Any
 
 import pytest
+import stripe
 
 from infra.local.stripe_account import StripeAccount, Subscriber
 from infra.local.stripe_server import LocalStripe
@@ -17,6 +18,7 @@ from meterline.adapters.stripe_invoice_lines import StripeInvoiceLines
 from meterline.adapters.stripe_invoices import StripeInvoices
 from meterline.domain.invoice_checks import BillingInvoice, HoldReason
 from meterline.domain.notifications import Notification
+from meterline.errors import InvoiceFinalError
 from meterline.services.check_invoice import CheckInvoice
 
 NOW = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
@@ -215,4 +217,48 @@ def test_what_a_person_let_go_at_stripe_is_no_hold_any_more(billed: Billed, draf
     assert billed.invoices.get(draft).holds == {}
     billed.invoices.hold(draft, HoldReason.DIFFERENCE, "why")
     assert billed.invoices.release(draft, HoldReason.DIFFERENCE) == set()
+    assert is_going(billed, draft)
+
+
+def open_invoice(billed: Billed, draft: str) -> None:
+    """Make a draft final, to be paid by its customer in a month."""
+    invoices = billed.client.v1.invoices
+    invoices.update(draft, {"collection_method": "send_invoice", "days_until_due": 30})
+    assert invoices.finalize_invoice(draft).status == "open"
+
+
+def test_a_final_invoice_is_not_held_and_goes_on_being_collected(
+    billed: Billed, draft: str
+) -> None:
+    open_invoice(billed, draft)
+    with pytest.raises(InvoiceFinalError):
+        billed.invoices.hold(draft, HoldReason.SPIKE, "185% of the last one")
+    assert is_going(billed, draft)
+    billed.client.v1.invoices.update(draft, {"auto_advance": False})
+    with pytest.raises(InvoiceFinalError):
+        billed.invoices.release(draft, HoldReason.SPIKE)
+    assert not is_going(billed, draft), "whoever ended its collection may have had a reason"
+
+
+class FinalisingHttp(stripe.RequestsClient):
+    """Makes the invoice final between the first look at it and the change."""
+
+    def __init__(self, billed: Billed, draft: str) -> None:
+        super().__init__()
+        self._billed, self._draft = billed, draft
+
+    def request(self, method: str, *args: Any, **more: Any) -> Any:
+        answer = super().request(method, *args, **more)
+        if method == "get":
+            open_invoice(self._billed, self._draft)
+        return answer
+
+
+def test_an_invoice_that_becomes_final_while_it_is_held_goes_on_being_collected(
+    billed: Billed, draft: str
+) -> None:
+    http = FinalisingHttp(billed, draft)
+    access = StripeAccess(lambda: billed.account.key, api_base=billed.account.url, http_client=http)
+    with pytest.raises(InvoiceFinalError):
+        StripeInvoices(access).hold(draft, HoldReason.DIFFERENCE, "why")
     assert is_going(billed, draft)

@@ -173,6 +173,9 @@ def update_invoice(account: Account, params: Params, invoice_id: str) -> Json:
     invoice = account.get("in", invoice_id)
     if set(params) - {"metadata", "auto_advance", "expand", "default_payment_method"}:
         _require_status(invoice, "draft")
+    if "auto_advance" in params:
+        # Of all others it is always off (Stripe's documentation, automatic advancement).
+        _require_status(invoice, "draft", "open")
     before = account.render("in", invoice)
     if "metadata" in params:
         invoice["metadata"] = merge_metadata(invoice["metadata"], params["metadata"])
@@ -275,6 +278,7 @@ def mark_uncollectible(account: Account, _params: Params, invoice_id: str) -> Js
     invoice = account.get("in", invoice_id)
     _require_status(invoice, "open")
     invoice["status"] = "uncollectible"
+    invoice["auto_advance"] = False
     invoice["status_transitions"]["marked_uncollectible_at"] = account.now(invoice["test_clock"])
     account.emit("invoice.marked_uncollectible", "in", invoice)
     return account.render("in", invoice)

@@ -62,25 +62,30 @@ class StripeInvoices:
         )
 
     def hold(self, invoice: str, reason: HoldReason, why: str) -> None:
-        """Keep a draft from being finalised; `InvoiceFinalError` if it is final already."""
-        with translate_errors():
-            found = self._stripe.open().v1.invoices.retrieve(invoice)
+        """Keep a draft from being finalised; `InvoiceFinalError` if it is final already.
+
+        Stripe takes `auto_advance` of an open invoice as well, and ends its collection with it
+        (Stripe's documentation, automatic advancement): one that became final is left as it was.
+        """
+        found = self._read_draft(invoice)
         marks: dict[str, str] = {reason: why[:500]}
         if found.auto_advance:
             # Somebody let it go at Stripe, and left our marks there.
             marks = {**dict.fromkeys(HoldReason, ""), **marks}
         elif not _read_holds(found):
             marks[HoldReason.OTHERS] = "before us"
-        self._update(invoice, {"auto_advance": False, "metadata": marks})
+        updated = self._update(invoice, {"auto_advance": False, "metadata": marks})
+        if updated.status != "draft":
+            before: InvoiceUpdateParams = {"metadata": dict.fromkeys(marks, "")}
+            self._update(invoice, {"auto_advance": bool(found.auto_advance), **before})
+            raise InvoiceFinalError(invoice)
 
     def release(self, invoice: str, reason: HoldReason) -> Set[HoldReason]:
         """End one reason to hold a draft; those that are left. `InvoiceFinalError`.
 
         With the last of ours, Stripe finalises it after an hour, unless others hold it too.
         """
-        with translate_errors():
-            found = self._stripe.open().v1.invoices.retrieve(invoice)
-        left = _read_holds(found).keys() - {reason}
+        left = _read_holds(self._read_draft(invoice)).keys() - {reason}
         params: InvoiceUpdateParams = {"metadata": {reason: ""}}
         if left == {HoldReason.OTHERS}:
             params["metadata"] = {reason: "", HoldReason.OTHERS: ""}
@@ -127,6 +132,13 @@ class StripeInvoices:
                     return item.id
             key = hashlib.sha256(f"{billing_customer}\x1f{name}".encode()).hexdigest()
             return items.create(params, {"idempotency_key": f"ml-late-{key}"}).id
+
+    def _read_draft(self, invoice: str) -> stripe.Invoice:
+        with translate_errors():
+            found = self._stripe.open().v1.invoices.retrieve(invoice)
+        if found.status != "draft":
+            raise InvoiceFinalError(invoice)
+        return found
 
     def _update(self, invoice: str, params: InvoiceUpdateParams) -> stripe.Invoice:
         try:
