@@ -125,6 +125,7 @@ def test_the_idempotency_key_is_the_same_for_the_same_content_and_only_for_it() 
             error(400, f"An event already exists with identifier {USAGE.identifier}."),
             Sent(repeated=True),
         ),
+        (error(400, "submitted already", "duplicate_meter_event"), Sent(repeated=True)),
         (error(409, "locked", "lock_timeout"), NotApplied("HTTP 409")),
         (
             (429, {"error": {"message": "slow", "code": "rate_limit"}}, {"Retry-After": "7"}),

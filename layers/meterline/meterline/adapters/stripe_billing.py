@@ -56,7 +56,9 @@ _CODES = {
 """Stripe's codes (an open list), as in its meter error reports, to ours."""
 
 _REPEATED = "already exists with identifier"
-"""What the 400 for a repeated identifier says; it has no code to tell it by."""
+"""What the 400 for a repeated identifier says; v1 gives it no code to tell it by (seen)."""
+_REPEATED_CODE = "duplicate_meter_event"
+"""The code of the same refusal in v2 (Stripe's OpenAPI document)."""
 
 _UNAUTHORIZED_RETRY_S = 300.0
 _SHORT_CACHE_S = 60.0
@@ -257,7 +259,7 @@ def _read_error(error: stripe.StripeError) -> SendOutcome:
         # Ours to mend, and then all goes on: nothing is wrong with the event.
         return NotApplied("the API key was refused", _UNAUTHORIZED_RETRY_S)
     message = _message(error)
-    if _REPEATED in message.lower():
+    if _REPEATED in message.lower() or error.code == _REPEATED_CODE:
         return Sent(repeated=True)
     return Refused(_refusal_code(error, message), message)
 
