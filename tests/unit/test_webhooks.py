@@ -203,6 +203,24 @@ def test_a_signed_body_that_is_no_event_is_refused(body: bytes, code: str) -> No
     assert refused.value.code == code
 
 
+class CountedSecret(str):
+    """A secret that counts how often it is taken to sign with."""
+
+    taken = 0
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        CountedSecret.taken += 1
+        return super().encode(encoding, errors)
+
+
+def test_a_body_is_hashed_once_for_each_secret_however_many_signatures_a_stranger_sends() -> None:
+    header = f"t={NOW_S}" + ",v1=" * 2_500
+    before = CountedSecret.taken
+    with pytest.raises(SignatureRefusedError):
+        verify_signature(make_body(), header, [CountedSecret(SECRET), OLD_SECRET], NOW_S)
+    assert CountedSecret.taken - before == 1
+
+
 def test_while_secrets_rotate_either_of_them_lets_in() -> None:
     door = Door(cached=(OLD_SECRET, SECRET))
     for secret in (OLD_SECRET, SECRET):
