@@ -39,6 +39,8 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except (MeterlineError, BotoCoreError, ClientError) as error:
             raise click.ClickException(str(error) or type(error).__name__) from error
+        except UnicodeDecodeError as error:
+            raise click.ClickException(f"a file that is read here is not UTF-8: {error}") from error
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,16 +19,18 @@ from meterline.adapters.dynamodb_books import (
     DynamoFindings,
     DynamoInvoiceChecks,
 )
-from meterline.adapters.dynamodb_catalog import DynamoPlans
-from meterline.adapters.dynamodb_ledger import DynamoLedger
 from meterline.adapters.dynamodb_sending_records import DynamoSendingRecords
 from meterline.adapters.dynamodb_wire import DynamoWire
 from meterline.adapters.sqs_emission import SqsEmissionInbox
 from meterline.adapters.sqs_emission_queue import SqsEmissionQueue
 from meterline.adapters.sqs_parked import SqsParked
-from meterline.adapters.stripe_invoices import StripeInvoices
 from meterline.adapters.stripe_usage import StripeUsage
-from meterline.bootstrap import make_list_after_end, make_reconciliation, make_recount
+from meterline.bootstrap import (
+    make_invoice_settlement,
+    make_list_after_end,
+    make_reconciliation,
+    make_recount,
+)
 from meterline.catalog import load_meters
 from meterline.domain.emission import Lapse, Problem
 from meterline.domain.invoice_checks import (
@@ -40,9 +41,8 @@ from meterline.domain.invoice_checks import (
 )
 from meterline.domain.reconciliation import Difference
 from meterline.domain.sending import find_last_s
-from meterline.errors import MeterlineError
 from meterline.services.reconcile_customers import ReconcileCustomers
-from meterline.services.settle_invoices import LatePolicy, SettleInvoices
+from meterline.services.settle_invoices import SettleInvoices
 
 
 @click.group("books")
@@ -278,14 +278,10 @@ def check(
 ) -> None:
     """Compare INVOICE with the ledger now: hold it, let it go, settle what came late."""
     stack, wire = _open(stack_name)
+    settle = open_settlement(stack, wire, read_key(key_file, live=live), stripe_url)
     trail = Trail(stack, wire, actor, reason)
     trail.record("check invoice", invoice, "begun")
-    try:
-        settled = _settlement(stack, wire, read_key(key_file, live=live), stripe_url)(
-            invoice, datetime.now(UTC)
-        )
-    except MeterlineError as error:
-        raise click.ClickException(f"{type(error).__name__}: {error}") from error
+    settled = settle(invoice, datetime.now(UTC))
     if settled is None or settled.check is None:
         click.echo("nothing on it is metered by us")
         return
@@ -321,14 +317,12 @@ def release(
 ) -> None:
     """End a hold of INVOICE as it is; it goes when nothing holds it any more."""
     stack, wire = _open(stack_name)
+    settle = open_settlement(stack, wire, read_key(key_file, live=live), stripe_url)
     trail = Trail(stack, wire, actor, reason)
     trail.record(f"release invoice ({hold})", invoice, "begun")
-    try:
-        left = _settlement(stack, wire, read_key(key_file, live=live), stripe_url).release(
-            invoice, HoldReason[hold.upper()], actor=actor, reason=reason, now=datetime.now(UTC)
-        )
-    except MeterlineError as error:
-        raise click.ClickException(f"{type(error).__name__}: {error}") from error
+    left = settle.release(
+        invoice, HoldReason[hold.upper()], actor=actor, reason=reason, now=datetime.now(UTC)
+    )
     trail.record(f"release invoice ({hold})", invoice, "released")
     if left:
         names = ", ".join(sorted(each.name.lower() for each in left))
@@ -354,14 +348,10 @@ def waive(
 ) -> None:
     """Ask nothing for what INVOICE lacks and nobody can bill: it is void, or its price not ours."""
     stack, wire = _open(stack_name)
+    settle = open_settlement(stack, wire, read_key(key_file, live=live), stripe_url)
     trail = Trail(stack, wire, actor, reason)
     trail.record("waive", invoice, "begun")
-    try:
-        waived = _settlement(stack, wire, read_key(key_file, live=live), stripe_url).waive(
-            invoice, actor=actor, reason=reason, now=datetime.now(UTC)
-        )
-    except MeterlineError as error:
-        raise click.ClickException(f"{type(error).__name__}: {error}") from error
+    waived = settle.waive(invoice, actor=actor, reason=reason, now=datetime.now(UTC))
     trail.record("waive", invoice, "waived")
     click.echo(_describe_check(waived))
 
@@ -413,23 +403,18 @@ def _open(stack_name: str) -> tuple[Stack, DynamoWire]:
     return stack, stack.wire()
 
 
-def _settlement(
-    stack: Stack,
-    wire: DynamoWire,
-    key: str,
-    stripe_url: str | None,
-    environment: Mapping[str, str] = os.environ,
+def open_settlement(
+    stack: Stack, wire: DynamoWire, key: str, stripe_url: str | None
 ) -> SettleInvoices:
-    records = DynamoSendingRecords(wire, stack.table("Emissions"))
-    return SettleInvoices(
-        StripeInvoices(access_stripe(key, stripe_url)),
-        DynamoInvoiceChecks(wire, stack.table("Books")),
-        DynamoAccounts(wire, stack.table("Accounts")),
-        DynamoLedger(wire, stack.table("Events")),
-        DynamoPlans(wire, stack.table("Accounts")),
-        records,
-        load_meters(),
-        policy=LatePolicy(environment.get("LATE_USAGE_POLICY", LatePolicy.BILL)),
+    """The check of one invoice, which bills or waives late usage as the stack itself does."""
+    return make_invoice_settlement(
+        wire,
+        access_stripe(key, stripe_url),
+        accounts_table=stack.table("Accounts"),
+        books_table=stack.table("Books"),
+        events_table=stack.table("Events"),
+        emissions_table=stack.table("Emissions"),
+        late_policy=stack.outputs["LateUsagePolicy"],
     )
 
 

@@ -17,6 +17,15 @@ from meterline.domain.customers import Customer
 _PAGE = 100
 
 
+class _Outputs(dict[str, str]):
+    """A stack's outputs. One that is asked for and missing says what kind of stack it is."""
+
+    def __missing__(self, name: str) -> str:
+        raise click.ClickException(
+            f"the stack has no output {name}: it is another one, or deployed by an older version"
+        )
+
+
 @dataclass(frozen=True)
 class Stack:
     """A deployed stack, as its outputs describe it."""
@@ -54,9 +63,8 @@ def open_stack(stack_name: str) -> Stack:
     ) as error:
         raise click.ClickException(f"stack {stack_name}: {error}") from error
     [stack] = described["Stacks"]
-    return Stack(
-        {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
-    )
+    told = stack.get("Outputs", [])
+    return Stack(_Outputs((output["OutputKey"], output["OutputValue"]) for output in told))
 
 
 def each_customer(accounts: DynamoAccounts) -> Iterator[Customer]:

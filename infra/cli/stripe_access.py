@@ -29,9 +29,14 @@ def stripe_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def read_key(key_file: Path | None, *, live: bool) -> str:
     """The key from a file or STRIPE_API_KEY, never from the command line; live only if meant."""
-    key = key_file.read_text().strip() if key_file else os.environ.get("STRIPE_API_KEY", "")
+    # As Latin-1 any file can be read.
+    told = key_file.read_text("latin-1") if key_file else os.environ.get("STRIPE_API_KEY", "")
+    key = told.strip()
     if not key:
         raise click.UsageError("no Stripe key: set STRIPE_API_KEY or give --key-file")
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        # HTTP cannot send it, and would say so with the key in its words.
+        raise click.UsageError("what should be a Stripe key is more than one word of ASCII")
     if "_live_" in key[:8] and not live:
         raise click.UsageError("this is a live key: add --live if you mean it")
     return key

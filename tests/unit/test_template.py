@@ -68,6 +68,16 @@ def find_functions() -> list[tuple[str, Mapping[str, Any]]]:
     return [(name, each) for _file, name, each in find_resources("AWS::Serverless::Function")]
 
 
+def test_the_commands_ask_only_for_outputs_that_the_template_has() -> None:
+    asked: set[str] = set()
+    for path in (REPOSITORY / "infra/cli").glob("*.py"):
+        text = path.read_text()
+        asked.update(re.findall(r'\.outputs\["(\w+)"\]', text))
+        asked.update(f"{name}Table" for name in re.findall(r'\.table\("(\w+)"\)', text))
+    assert {"EventsTable", "EmissionsQueueUrl", "LateUsagePolicy"} <= asked
+    assert asked <= set(MAIN["Outputs"])
+
+
 def test_no_policy_grants_every_action_of_a_service() -> None:
     for role, statement in list_statements():
         for action in as_list(statement["Action"]):

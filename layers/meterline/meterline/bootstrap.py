@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from meterline.services.recount_usage import RecountUsage
     from meterline.services.report_usage import ReportUsage
     from meterline.services.set_limits import SetLimits
-    from meterline.services.settle_invoices import SettleInvoices
+    from meterline.services.settle_invoices import Observer, SettleInvoices
     from meterline.services.show_usage import ShowUsage
     from meterline.services.sign_in import SignIn
     from meterline.services.trace_usage import TraceUsage
@@ -410,7 +410,7 @@ def apply_stripe_event(environment: Environment) -> ApplyStripeEvent:
             StripeSubscriptions(stripe_access),
             DynamoPlans(wire, accounts_table),
         ),
-        check_invoice=make_invoice_settlement(environment, wire),
+        check_invoice=_settle_invoice(environment, wire, stripe_access),
         list_after_end=make_list_after_end(
             wire,
             stripe_access,
@@ -808,12 +808,39 @@ def settle_invoices(environment: Environment) -> RecheckInvoices:
     return RecheckInvoices(
         DynamoInvoiceChecks(wire, require(environment, "BOOKS_TABLE")),
         DynamoSendingRecords(wire, require(environment, "EMISSIONS_TABLE")),
-        make_invoice_settlement(environment, wire),
+        _settle_invoice(environment, wire, _access_stripe(environment)),
     )
 
 
-def make_invoice_settlement(environment: Environment, wire: DynamoWire) -> SettleInvoices:
-    """The check of one invoice, for each function that makes it. `observers` see every draft."""
+def _settle_invoice(
+    environment: Environment, wire: DynamoWire, stripe_access: StripeAccess
+) -> SettleInvoices:
+    """The check of one invoice, for each function that makes it."""
+    return make_invoice_settlement(
+        wire,
+        stripe_access,
+        accounts_table=require(environment, "ACCOUNTS_TABLE"),
+        books_table=require(environment, "BOOKS_TABLE"),
+        events_table=require(environment, "EVENTS_TABLE"),
+        emissions_table=require(environment, "EMISSIONS_TABLE"),
+        late_policy=require(environment, "LATE_USAGE_POLICY"),
+        observers=(_check_invoice(environment, wire, stripe_access),),
+    )
+
+
+def make_invoice_settlement(
+    wire: DynamoWire,
+    stripe_access: StripeAccess,
+    *,
+    accounts_table: str,
+    books_table: str,
+    events_table: str,
+    emissions_table: str,
+    late_policy: str,
+    observers: Sequence[Observer] = (),
+) -> SettleInvoices:
+    """The check of one invoice, for functions and the operator's commands. `observers` see every
+    draft; `late_policy` is `bill` or `waive`, `ConfigurationError` otherwise."""
     from meterline.adapters.dynamodb_accounts import DynamoAccounts
     from meterline.adapters.dynamodb_books import DynamoInvoiceChecks
     from meterline.adapters.dynamodb_catalog import DynamoPlans
@@ -824,24 +851,24 @@ def make_invoice_settlement(environment: Environment, wire: DynamoWire) -> Settl
     from meterline.catalog import load_meters
     from meterline.services.settle_invoices import LatePolicy, SettleInvoices
 
-    accounts_table = require(environment, "ACCOUNTS_TABLE")
-    policy = require(environment, "LATE_USAGE_POLICY")
-    if policy not in [*LatePolicy]:
-        raise ConfigurationError(f"LATE_USAGE_POLICY must be bill or waive, is {policy!r}")
+    if late_policy not in [*LatePolicy]:
+        raise ConfigurationError(f"late usage is to bill or waive, not {late_policy!r}")
     return SettleInvoices(
-        StripeInvoices(_access_stripe(environment)),
-        DynamoInvoiceChecks(wire, require(environment, "BOOKS_TABLE")),
+        StripeInvoices(stripe_access),
+        DynamoInvoiceChecks(wire, books_table),
         DynamoAccounts(wire, accounts_table),
-        ThreadedLedger(DynamoLedger(wire, require(environment, "EVENTS_TABLE"))),
+        ThreadedLedger(DynamoLedger(wire, events_table)),
         DynamoPlans(wire, accounts_table),
-        DynamoSendingRecords(wire, require(environment, "EMISSIONS_TABLE")),
+        DynamoSendingRecords(wire, emissions_table),
         load_meters(),
-        policy=LatePolicy(policy),
-        observers=(_check_invoice(environment, wire),),
+        policy=LatePolicy(late_policy),
+        observers=observers,
     )
 
 
-def _check_invoice(environment: Environment, wire: DynamoWire) -> CheckInvoice:
+def _check_invoice(
+    environment: Environment, wire: DynamoWire, stripe_access: StripeAccess
+) -> CheckInvoice:
     """The look at a draft's size, on the way of its settlement."""
     from meterline.adapters.dynamodb_guardrails import DynamoGuardrails
     from meterline.adapters.eventbridge_bus import EventBridgeBus
@@ -852,7 +879,6 @@ def _check_invoice(environment: Environment, wire: DynamoWire) -> CheckInvoice:
     spikes = require(environment, "INVOICE_SPIKES")
     if spikes not in ("tell", "hold"):
         raise ConfigurationError(f"INVOICE_SPIKES must be tell or hold, is {spikes!r}")
-    stripe_access = _access_stripe(environment)
     return CheckInvoice(
         StripeInvoiceLines(stripe_access),
         DynamoGuardrails(wire, require(environment, "ACCOUNTS_TABLE")),

@@ -78,7 +78,7 @@ class StripeInvoices:
         if updated.status != "draft":
             before: InvoiceUpdateParams = {"metadata": dict.fromkeys(marks, "")}
             self._update(invoice, {"auto_advance": bool(found.auto_advance), **before})
-            raise InvoiceFinalError(invoice)
+            raise InvoiceFinalError(f"{invoice} is final")
 
     def release(self, invoice: str, reason: HoldReason) -> Set[HoldReason]:
         """End one reason to hold a draft; those that are left. `InvoiceFinalError`.
@@ -137,7 +137,7 @@ class StripeInvoices:
         with translate_errors():
             found = self._stripe.open().v1.invoices.retrieve(invoice)
         if found.status != "draft":
-            raise InvoiceFinalError(invoice)
+            raise InvoiceFinalError(f"{invoice} is final")
         return found
 
     def _update(self, invoice: str, params: InvoiceUpdateParams) -> stripe.Invoice:
@@ -146,7 +146,7 @@ class StripeInvoices:
                 return self._stripe.open().v1.invoices.update(invoice, params)
         except BillingUnavailableError as error:
             if read_refusal(error) is not None:
-                raise InvoiceFinalError(invoice) from error
+                raise InvoiceFinalError(f"{invoice} is final") from error
             raise
 
     def _read_usage(

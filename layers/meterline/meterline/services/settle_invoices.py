@@ -125,7 +125,7 @@ class SettleInvoices:
         """
         invoice = self._invoices.get(invoice_id)
         if not invoice.is_draft:
-            raise InvoiceFinalError(invoice_id)
+            raise InvoiceFinalError(f"{invoice_id} is final")
         if hold not in invoice.holds:
             raise NotFoundError(f"{invoice_id} is not held for a {hold.name.lower()}")
         if hold is HoldReason.DIFFERENCE:
