@@ -162,24 +162,54 @@ class _Move:
         if schedule is None:
             made = schedules.create({"from_subscription": self.subscription["id"]})
             schedule = made.to_dict()
-        phase = schedule["phases"][0]
         told: Any = {
             "end_behavior": "release",
             "metadata": metadata,
-            "phases": [
-                {
-                    "start_date": phase["start_date"],
-                    "end_date": items[0]["current_period_end"],
-                    "items": [*_write_items(items, str)],
-                },
-                {
-                    "duration": {"interval": self.plan.interval, "interval_count": 1},
-                    "proration_behavior": "none",
-                    "items": [*_write_items(items, self.prices.replace)],
-                },
-            ],
+            "proration_behavior": "none",
+            "phases": write_phases(
+                self.subscription,
+                items,
+                schedule["current_phase"]["start_date"],
+                self.plan.interval,
+                self.prices.replace,
+            ),
         }
         schedules.update(schedule["id"], told)
+
+
+def write_phases(
+    subscription: Mapping[str, Any],
+    items: Sequence[Mapping[str, Any]],
+    start_s: int,
+    interval: str,
+    replace: Callable[[str], str],
+) -> list[dict[str, Any]]:
+    """The running phase as it is, and one with the prices that `replace` tells.
+
+    A phase has what it is told and nothing else (API reference, subscription schedules): a trial,
+    a discount or a tax rate that is left out of it ends. What all phases share is kept by the
+    schedule's default settings.
+    """
+    shared: dict[str, Any] = {}
+    if subscription["discounts"]:
+        shared["discounts"] = _write_discounts(subscription["discounts"])
+    if subscription["default_tax_rates"]:
+        shared["default_tax_rates"] = [rate["id"] for rate in subscription["default_tax_rates"]]
+    running = {
+        **shared,
+        "start_date": start_s,
+        "end_date": items[0]["current_period_end"],
+        "items": [*_write_items(items, str)],
+    }
+    if subscription["status"] == "trialing":
+        running["trial_end"] = subscription["trial_end"]
+    following = {
+        **shared,
+        "duration": {"interval": interval, "interval_count": 1},
+        "proration_behavior": "none",
+        "items": [*_write_items(items, replace)],
+    }
+    return [running, following]
 
 
 def _is_bare(schedule: Mapping[str, Any]) -> bool:
@@ -196,4 +226,15 @@ def _write_items(
         written: dict[str, Any] = {"price": replace(item["price"]["id"])}
         if item.get("quantity") is not None:
             written["quantity"] = item["quantity"]
+        if item["discounts"]:
+            written["discounts"] = _write_discounts(item["discounts"])
+        if item["tax_rates"]:
+            written["tax_rates"] = [rate["id"] for rate in item["tax_rates"]]
+        if item["metadata"]:
+            written["metadata"] = item["metadata"]
         yield written
+
+
+def _write_discounts(discounts: Sequence[str]) -> list[dict[str, str]]:
+    """The same discounts, not new ones of their coupons: so they end when they were to end."""
+    return [{"discount": discount} for discount in discounts]

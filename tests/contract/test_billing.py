@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from decimal import Decimal
@@ -474,6 +475,68 @@ def test_a_plan_is_switched_at_renewal_by_a_schedule(account: StripeUnderTest) -
     billed = account.invoices(subscribed.subscription, "subscription_cycle")[0]
     # The old price's usage and the new plan's fee.
     assert billed["total"] == 10 + 4900
+
+
+def test_the_start_of_a_schedules_running_phase_cannot_be_changed(
+    account: StripeUnderTest, refused: Refused
+) -> None:
+    subscribed = account.subscribe()
+    schedules = account.client.v1.subscription_schedules
+    schedule = schedules.create({"from_subscription": subscribed.subscription})
+    assert schedule.current_phase is not None
+    assert schedule.current_phase.start_date == subscribed.start
+    error = refused(
+        lambda: schedules.update(
+            schedule.id,
+            {
+                "phases": [
+                    {
+                        "items": [
+                            {"price": subscribed.flat_price, "quantity": 1},
+                            {"price": subscribed.usage_price},
+                        ],
+                        "start_date": subscribed.start - DAY_S,
+                        "end_date": subscribed.end,
+                    }
+                ]
+            },
+        )
+    )
+    assert error.http_status == 400
+
+
+def test_a_trial_goes_on_in_a_schedule_whose_running_phase_tells_its_end(
+    account: StripeUnderTest,
+) -> None:
+    start = int(time.time()) // HOUR_S * HOUR_S - 20 * DAY_S
+    clock, meter = account.make_clock(start), account.make_meter()
+    flat, _ = account.make_prices(meter.id, [{"up_to": "inf", "unit_amount_decimal": Decimal(1)}])
+    customer, trial_end = account.make_customer(clock), start + 10 * DAY_S
+    subscriptions = account.client.v1.subscriptions
+    name = subscriptions.create(
+        {"customer": customer, "items": [{"price": flat}], "trial_end": trial_end}
+    ).id
+    schedules = account.client.v1.subscription_schedules
+    schedule = schedules.create({"from_subscription": name})
+    assert schedule.phases[0].trial_end == trial_end
+    schedules.update(
+        schedule.id,
+        {
+            "phases": [
+                {
+                    "items": [{"price": flat, "quantity": 1}],
+                    "start_date": schedule.phases[0].start_date,
+                    "end_date": trial_end,
+                    "trial_end": trial_end,
+                },
+                {
+                    "items": [{"price": flat, "quantity": 1}],
+                    "duration": {"interval": "month", "interval_count": 1},
+                },
+            ]
+        },
+    )
+    assert subscriptions.retrieve(name).status == "trialing"
 
 
 @pytest.mark.parametrize("behavior", ["create_prorations", "none"])

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from infra.cli.__main__ import main
 from infra.cli.billing_setup import Targets, apply, plan_changes, read_account
+from infra.cli.move_subscriptions import write_phases
 from infra.local.stripe_server.serving import LocalStripe
 from meterline.adapters.stripe_subscriptions import read_subscription
 from meterline.catalog import CATALOG_DIR, load_meters, load_plans, read_plans
@@ -337,3 +338,79 @@ def test_what_is_arranged_otherwise_is_left_alone(
     told = move(local, plans, subscriber)
     assert what in told["skipped"][name]
     assert {**told, "skipped": {}} == NOTHING
+
+
+@pytest.mark.parametrize("subscriber", ["pro"], indirect=True)
+def test_a_trial_goes_on_when_its_end_takes_the_new_prices(
+    local: LocalStripe, subscriber: Subscriber, write_plans: Callable[[datetime], Path]
+) -> None:
+    plans = write_plans(datetime(2026, 2, 5, tzinfo=UTC))
+    set_up(local, plans)
+    v1, name = subscriber.client.v1, subscriber.subscription
+    ends_at = datetime(2026, 2, 14, 9, 41, 7, tzinfo=UTC)
+    v1.subscriptions.update(name, {"trial_end": int(ends_at.timestamp())})
+    assert name in move(local, plans, subscriber)["scheduled"]
+    on_trial = v1.subscriptions.retrieve(name)
+    assert (on_trial.status, on_trial.trial_end) == ("trialing", int(ends_at.timestamp()))
+    subscriber.advance(BEGIN + timedelta(days=2))
+    subscriber.report(BEGIN + timedelta(days=1), 5_000)
+    subscriber.advance(ends_at + timedelta(hours=2))
+    billed = v1.invoices.list({"subscription": name, "limit": 1}).data[0]
+    assert billed.total == read_plans(plans, METERS)["pro"].base_fee_minor
+
+
+@pytest.mark.parametrize("subscriber", ["pro"], indirect=True)
+def test_a_version_that_comes_in_the_first_period_of_another_takes_its_place_at_the_next_renewal(
+    local: LocalStripe, subscriber: Subscriber, write_plans: Callable[[datetime], Path]
+) -> None:
+    plans = write_plans(datetime(2026, 2, 15, tzinfo=UTC))
+    set_up(local, plans)
+    assert subscriber.subscription in move(local, plans, subscriber)["scheduled"]
+    subscriber.advance(RENEWAL + timedelta(hours=2))
+    newer = plans.with_name("newer.toml")
+    newer.write_text(plans.read_text().replace("= 3900", "= 4900"))
+    moved = move(local, newer, subscriber)
+    assert moved["scheduled"] == {subscriber.subscription: "2026-03-31T09:41:07Z"}
+    subscriber.advance(datetime(2026, 3, 31, 11, 41, 7, tzinfo=UTC))
+    listed = subscriber.client.v1.invoices.list({"subscription": subscriber.subscription})
+    assert [billed.total for billed in listed.data[:2]] == [4900, 3900]
+
+
+def test_discounts_and_tax_rates_are_in_both_phases_and_the_trial_in_the_first() -> None:
+    item = {
+        "price": {"id": "price_old"},
+        "quantity": 2,
+        "current_period_end": 2_000,
+        "discounts": ["di_item"],
+        "tax_rates": [{"id": "txr_item"}],
+        "metadata": {"seat": "a"},
+    }
+    subscription = {
+        "status": "trialing",
+        "trial_end": 2_000,
+        "discounts": ["di_all"],
+        "default_tax_rates": [{"id": "txr_all"}],
+    }
+    running, following = write_phases(
+        subscription, [item], 1_000, "month", {"price_old": "price_new"}.__getitem__
+    )
+    shared = {"discounts": [{"discount": "di_all"}], "default_tax_rates": ["txr_all"]}
+    told = {
+        "quantity": 2,
+        "discounts": [{"discount": "di_item"}],
+        "tax_rates": ["txr_item"],
+        "metadata": {"seat": "a"},
+    }
+    assert running == {
+        **shared,
+        "start_date": 1_000,
+        "end_date": 2_000,
+        "trial_end": 2_000,
+        "items": [{"price": "price_old", **told}],
+    }
+    assert following == {
+        **shared,
+        "duration": {"interval": "month", "interval_count": 1},
+        "proration_behavior": "none",
+        "items": [{"price": "price_new", **told}],
+    }

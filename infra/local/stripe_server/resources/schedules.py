@@ -21,7 +21,14 @@ from infra.local.stripe_server.routes import Params, route
 register_kind("sub_sched", "subscription schedule")
 
 
-def _phase(items: list[Json], start: int, end: int, currency: str, behavior: str) -> Json:
+def _phase(
+    items: list[Json],
+    start: int,
+    end: int,
+    currency: str,
+    behavior: str,
+    trial_end: int | None = None,
+) -> Json:
     return {
         "add_invoice_items": [],
         "application_fee_percent": None,
@@ -42,7 +49,8 @@ def _phase(items: list[Json], start: int, end: int, currency: str, behavior: str
         "proration_behavior": behavior,
         "start_date": start,
         "transfer_data": None,
-        "trial_end": None,
+        "trial": False,
+        "trial_end": trial_end,
     }
 
 
@@ -81,6 +89,8 @@ def create_schedule(account: Account, params: Params) -> Json:
     items = [
         _phase_item(item["price"], item["quantity"]) for item in items_of(account, subscription)
     ]
+    trial_end = subscription["trial_end"] if subscription["status"] == "trialing" else None
+    phase = _phase(items, start, end, subscription["currency"], "create_prorations", trial_end)
     schedule: Json = {
         "id": account.new_id("sub_sched", 24),
         "object": "subscription_schedule",
@@ -107,7 +117,7 @@ def create_schedule(account: Account, params: Params) -> Json:
         "end_behavior": "release",
         "livemode": False,
         "metadata": merge_metadata({}, params.get("metadata")),
-        "phases": [_phase(items, start, end, subscription["currency"], "create_prorations")],
+        "phases": [phase],
         "released_at": None,
         "released_subscription": None,
         "status": "active",
@@ -155,7 +165,7 @@ def _read_phase(account: Account, row: Params, previous_end: int | None, currenc
         duration = row.get("duration") or {"interval": "month", "interval_count": 1}
         end = shift(start, duration["interval"], duration.get("interval_count", 1))
     behavior = row.get("proration_behavior") or "create_prorations"
-    return _phase(items, start, end, currency, behavior)
+    return _phase(items, start, end, currency, behavior, row.get("trial_end"))
 
 
 @route("POST", "/v1/subscription_schedules/{}", "SubscriptionScheduleUpdateParams")
@@ -175,6 +185,16 @@ def update_schedule(account: Account, params: Params, schedule_id: str) -> Json:
             previous = phases[-1]["end_date"] if phases else None
             phases.append(_read_phase(account, row, previous, currency))
         subscription = account.get("sub", schedule["subscription"])
+        if phases[0]["start_date"] != schedule["current_phase"]["start_date"]:
+            raise invalid_request(
+                "The first phase must be the running one: its start_date cannot change.",
+                param="phases[0][start_date]",
+            )
+        if subscription["status"] == "trialing" and phases[0]["trial_end"] is None:
+            # Stripe would end the trial: a phase has what it is told, and nothing else.
+            raise invalid_request(
+                "The local server ends no trial by a schedule.", param="phases[0][trial_end]"
+            )
         if phases[0]["end_date"] != subscription["_period_end"]:
             raise invalid_request(
                 "The local server changes phases at the end of the current period only.",
