@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
@@ -464,8 +464,6 @@ class Applied:
 
     ids: Mapping[tuple[str, str], str]
     """(resource, key) -> id."""
-    secrets: Mapping[str, str]
-    """Signing secrets of what was created now: Stripe shows them only once."""
 
 
 def _resolve(value: Any, ids: Mapping[tuple[str, str], str]) -> Any:
@@ -478,10 +476,16 @@ def _resolve(value: Any, ids: Mapping[tuple[str, str], str]) -> Any:
     return value
 
 
-def apply(client: stripe.StripeClient, changes: Sequence[Change]) -> Applied:
-    """Make the changes, in order; what was made stays if a later one fails."""
+def apply(
+    client: stripe.StripeClient,
+    changes: Sequence[Change],
+    keep_secret: Callable[[str, str], None] = lambda _key, _secret: None,
+) -> Applied:
+    """Make the changes, in order; what was made stays if a later one fails.
+
+    `keep_secret` gets each new signing secret with its key at once: Stripe shows it only now.
+    """
     ids: dict[tuple[str, str], str] = {}
-    secrets: dict[str, str] = {}
     for change in changes:
         if change.action is Action.KEEP:
             ids[change.resource, change.key] = str(change.object_id)
@@ -490,8 +494,8 @@ def apply(client: stripe.StripeClient, changes: Sequence[Change]) -> Applied:
         ids[change.resource, change.key] = made["id"]
         secret = made.get("secret") or (made.get("webhook_endpoint") or {}).get("signing_secret")
         if secret:
-            secrets[change.key] = secret
-    return Applied(ids, secrets)
+            keep_secret(change.key, secret)
+    return Applied(ids)
 
 
 def _make(client: stripe.StripeClient, change: Change, params: Any) -> dict[str, Any]:

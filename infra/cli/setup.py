@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -122,12 +122,10 @@ def command(
         _check_plans(known_plans, targets)
         found = read_account(client, known_plans, targets)
         changes = plan_changes(found, known_meters, known_plans, targets)
-        _check_secrets(changes, secrets_file)
+        keep_secret = _open_secrets(changes, secrets_file, dry_run=dry_run)
         for change in changes:
             out.print(change.describe(), markup=False)
-        applied = _known(changes) if dry_run else apply(client, changes)
-        if applied.secrets and secrets_file is not None:
-            _write_secrets(secrets_file, applied.secrets)
+        applied = _known(changes) if dry_run else apply(client, changes, keep_secret)
         attached = {}
         if attach:
             behavior = cast("ProrationBehavior", proration_behavior)
@@ -164,23 +162,47 @@ def _check_plans(plans: Mapping[str, Plan], targets: Targets) -> None:
             raise SetupRefusedError(f"there is no plan {plan!r}: {', '.join(plans)}")
 
 
-def _check_secrets(changes: tuple[Change, ...], secrets_file: Path | None) -> None:
+def _open_secrets(
+    changes: tuple[Change, ...], path: Path | None, *, dry_run: bool
+) -> Callable[[str, str], None]:
+    """What writes down a new signing secret; the file is known to take it before one is made."""
     creates = any(
         change.action is Action.CREATE
         and change.resource in ("webhook_endpoint", "event_destination")
         for change in changes
     )
-    if creates and secrets_file is None:
+    if creates and path is None:
         raise click.UsageError(
             "Stripe shows a signing secret only when it is created: give --secrets-file"
         )
+    if not creates or path is None or dry_run:
+        return _refuse_secret
+    try:
+        text = path.read_text("utf-8") if path.exists() else ""
+        known = json.loads(text or "{}")
+        if not isinstance(known, dict):
+            raise ValueError("it is not a JSON object")
+        _write_secrets(path, known)
+    except (OSError, ValueError) as error:
+        raise click.UsageError(f"{path} cannot hold signing secrets: {error}") from error
+
+    def keep(key: str, secret: str) -> None:
+        known[key] = secret
+        _write_secrets(path, known)
+
+    return keep
+
+
+def _refuse_secret(key: str, _secret: str) -> None:
+    raise AssertionError(f"nothing was to be created that has a secret, and {key} has")
 
 
 def _write_secrets(path: Path, secrets: Mapping[str, str]) -> None:
-    known = json.loads(path.read_text()) if path.exists() else {}
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        json.dump({**known, **secrets}, file, indent=2)
+        # One that was there before may be open to others.
+        os.fchmod(descriptor, 0o600)
+        json.dump(secrets, file, indent=2)
 
 
 def _known(changes: tuple[Change, ...]) -> Applied:
@@ -190,7 +212,7 @@ def _known(changes: tuple[Change, ...]) -> Applied:
         for change in changes
         if change.object_id and change.action is not Action.ARCHIVE
     }
-    return Applied(ids, {})
+    return Applied(ids)
 
 
 def _attach(

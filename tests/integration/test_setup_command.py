@@ -403,6 +403,43 @@ def test_a_webhook_endpoint_is_not_taken_for_the_event_destination(
     assert {change["action"] for change in again} == {"keep"}
 
 
+def test_a_signing_secret_is_kept_even_if_what_comes_after_it_fails(
+    run: Run, local: LocalStripe, tmp_path: Path
+) -> None:
+    path = tmp_path / "secrets.json"
+    options = ("--webhook-url", HOOK, "--secrets-file", str(path))
+    local.add_fault("error", status=500, path="/v2/core/event_destinations", method="POST")
+    assert run(*options).exit_code == 1
+    assert set(json.loads(path.read_text())) == {"webhook"}
+    local.clear_faults()
+    assert run(*options).exit_code == 0
+    assert set(json.loads(path.read_text())) == {"webhook", "meter_errors"}
+
+
+@pytest.mark.parametrize("before", ["no folder", "no JSON", "no object"])
+def test_nothing_is_made_while_the_file_cannot_hold_its_secret(
+    run: Run, local: LocalStripe, tmp_path: Path, before: str
+) -> None:
+    path = tmp_path / "secrets.json"
+    if before == "no folder":
+        path = tmp_path / "none" / "secrets.json"
+    else:
+        path.write_text({"no JSON": "{", "no object": "[]"}[before])
+    result = run("--webhook-url", HOOK, "--secrets-file", str(path))
+    assert result.exit_code == 2
+    assert "cannot hold signing secrets" in _said(result)
+    assert _writes(local) == 0
+
+
+def test_a_secrets_file_that_others_could_read_is_closed_to_them(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "secrets.json"
+    path.write_text('{"webhook_old": "whsec_old"}')
+    path.chmod(0o644)
+    assert run("--webhook-url", HOOK, "--secrets-file", str(path)).exit_code == 0
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert set(json.loads(path.read_text())) == {"webhook_old", "webhook", "meter_errors"}
+
+
 # Existing subscriptions
 
 
