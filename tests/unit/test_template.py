@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,22 @@ def test_no_policy_reaches_beyond_resources_it_names() -> None:
             for text in list_texts(resource):
                 if "*" in text or "?" in text:
                     assert below_a_name.match(text), f"{role} reaches {text}"
+
+
+def test_no_function_can_write_an_api_key_or_a_price() -> None:
+    # Both lie in the accounts table, at `key#…` and `catalog#…`: they are an operator's to write.
+    writing = re.compile(r"dynamodb:(\w*(Put|Update|Delete|Write)\w*|PartiQL(?!Select)\w+)")
+    checked = 0
+    for role, statement in list_statements():
+        if "Outputs.AccountsTableArn" not in list_texts(statement["Resource"]):
+            continue
+        if not any(writing.fullmatch(action) for action in as_list(statement["Action"])):
+            continue
+        keys = statement["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"]
+        for name in ("key#0a1b", "catalog#plans"):
+            assert not any(fnmatchcase(name, pattern) for pattern in keys), f"{role} writes {name}"
+        checked += 1
+    assert checked >= 14
 
 
 def test_every_function_has_a_role_of_its_own() -> None:
@@ -305,6 +322,15 @@ def test_every_alarm_on_aws_watches_a_metric_that_aws_has() -> None:
             metrics, names = on_aws[namespace]
             assert metric in metrics, alarm
             assert [name for name, _value in dimensions] == names, alarm
+
+
+def test_an_age_that_sqs_tells_is_told_by_the_function_too() -> None:
+    # SQS leaves out what was received again and again (developer guide, available metrics).
+    watched = {alarm: metric for alarm, _namespace, metric, _dimensions in list_watched()}
+    ages = [name for name, metric in watched.items() if metric == "ApproximateAgeOfOldestMessage"]
+    assert ages
+    for name in ages:
+        assert watched[name.replace("Alarm", "ByRetriesAlarm")] == "OldestWait", name
 
 
 @pytest.mark.parametrize(
