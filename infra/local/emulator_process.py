@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import sys
 import tempfile
@@ -71,6 +72,39 @@ def share_layers() -> None:
     lambda_svc._resolve_layer_zip = resolve_shared
 
 
+def find_leading_keys(body: bytes) -> list[str]:
+    """The partition keys `pk` of the items that a call to DynamoDB names."""
+    found: list[str] = []
+    waiting: list[Any] = [json.loads(body)] if b'"pk"' in body else []
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, list):
+            waiting += each
+        elif isinstance(each, dict):
+            match each.get("pk"):
+                case {"S": str(key)}:
+                    found.append(key)
+                case _:
+                    waiting += each.values()
+    return found
+
+
+def tell_leading_keys() -> None:
+    """Let conditions on `dynamodb:LeadingKeys` decide, as they do on AWS.
+
+    ministack 1.5.33 tells a policy nothing of a call's keys, and so lets any of them through.
+    """
+    from ministack.core import iam_actions
+
+    tell = iam_actions.dynamodb_service_context
+
+    def tell_with_keys(body: bytes) -> dict[str, Any]:
+        keys = find_leading_keys(body)
+        return {**tell(body), **({"dynamodb:LeadingKeys": keys} if keys else {})}
+
+    iam_actions.dynamodb_service_context = tell_with_keys
+
+
 def note_permissions(file: Path) -> None:
     """Write down, once each, what roles were allowed: role, action, resource, with tabs between."""
     from ministack.core import iam_evaluator
@@ -100,6 +134,7 @@ def run_emulator() -> None:
 
     stream_partiql_inserts()
     share_layers()
+    tell_leading_keys()
     if file := os.environ.get("PERMISSIONS_FILE"):
         note_permissions(Path(file))
     end_with_owner()
