@@ -14,6 +14,7 @@ from meterline.bootstrap import apply_stripe_event as build_apply_stripe_event
 from meterline.clock import utc_now
 from meterline.errors import MeterlineError
 from meterline.failures import list_places
+from meterline.queue_waits import oldest_wait_s
 from meterline.schemas.webhooks import decode_notice
 
 logger = Logger()
@@ -27,6 +28,8 @@ def lambda_handler(event: dict[str, Any], _context: LambdaContext) -> dict[str, 
     """A batch of messages; answers with those that are to come again."""
     failed = [record["messageId"] for record in event["Records"] if not _apply(record)]
     metrics.add_metric("StripeEventsFailed", MetricUnit.Count, len(failed))
+    wait_s = oldest_wait_s(event["Records"], failed, utc_now())
+    metrics.add_metric("OldestWait", MetricUnit.Seconds, wait_s)
     return {"batchItemFailures": [{"itemIdentifier": message_id} for message_id in failed]}
 
 
@@ -42,7 +45,7 @@ def _apply(record: dict[str, Any]) -> bool:
     except MeterlineError as error:
         logger.warning("event not applied", **about, reason=f"{type(error).__name__}: {error}")
         return False
-    except Exception as error:  # noqa: BLE001 - told of, and one event's alone: its age rings
+    except Exception as error:  # noqa: BLE001 - told of, and one event's alone: its wait rings
         name, places = type(error).__name__, list_places(error)
         logger.error("event not applied", **about, reason=name, places=places)
         return False

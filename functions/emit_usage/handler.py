@@ -10,7 +10,9 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from meterline.bootstrap import emit_usage as build_emit_usage
+from meterline.clock import utc_now
 from meterline.failures import list_places
+from meterline.queue_waits import oldest_wait_s
 from meterline.schemas.emission import read_deliveries
 
 logger = Logger()
@@ -31,6 +33,9 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, A
     metrics.add_metric("EventsLate", MetricUnit.Count, counts.late)
     metrics.add_metric("EventsUnknown", MetricUnit.Count, counts.unknown)
     metrics.add_metric("EmissionRetries", MetricUnit.Count, counts.retries)
+    left = [back.id for back in report.handed_back]
+    wait_s = oldest_wait_s(event["Records"], left, utc_now())
+    metrics.add_metric("OldestWait", MetricUnit.Seconds, wait_s)
     for back in report.handed_back:
         logger.info(
             "handed back", message_id=back.id, delay_s=back.delay_s, handed_back_for=back.reason
@@ -41,4 +46,4 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, A
         logger.error(
             "group failed", group=group, error=type(failure).__name__, places=list_places(failure)
         )
-    return {"batchItemFailures": [{"itemIdentifier": back.id} for back in report.handed_back]}
+    return {"batchItemFailures": [{"itemIdentifier": message_id} for message_id in left]}

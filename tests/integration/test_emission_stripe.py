@@ -642,6 +642,7 @@ def test_the_function_sends_counts_and_answers_with_what_is_to_come_again(
         "EventsLate": 0,
         "EventsUnknown": 0,
         "EmissionRetries": 0,
+        "OldestWait": 0,
     }
     assert stage.accepted() == Counter(entry.identifier for entry in entries[1:])
     assert len(stage.receive(stage.dead_url)) == 1
@@ -649,10 +650,13 @@ def test_the_function_sends_counts_and_answers_with_what_is_to_come_again(
     stage.add_batch(1, "b2")
     stage.local.add_fault("error", status=429, path=EVENTS_PATH, count=4)
     messages = stage.receive(stage.queue_url)
+    sent_ms = int(messages[0]["Attributes"]["SentTimestamp"])
+    messages[0]["Attributes"]["SentTimestamp"] = str(sent_ms - 7_200_000)
     answer = handler.lambda_handler(stage.event_of(messages), CONTEXT)
     assert answer == {"batchItemFailures": [{"itemIdentifier": messages[0]["MessageId"]}]}
     counts = read_metrics(capsys.readouterr().out)
     assert (counts["EventsEmitted"], counts["EmissionRetries"]) == (0, 3)
+    assert counts["OldestWait"] >= 7200
 
 
 @pytest.mark.parametrize("secret", ["{}", '{"api_key": ""}', "[]"])

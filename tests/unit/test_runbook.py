@@ -29,7 +29,7 @@ COMMAND = re.compile(r"`(?:python -m infra\.cli )((?:[a-z-]+ ?)+)")
 
 def find_page(alarm: str) -> str:
     is_shared = alarm.endswith("ErrorsAlarm") and alarm != "ApiServerErrorsAlarm"
-    return "FunctionErrors" if is_shared else alarm.removesuffix("Alarm").removesuffix("ByScan")
+    return "FunctionErrors" if is_shared else re.sub(r"(By[A-Z][a-z]+)?Alarm$", "", alarm)
 
 
 def test_every_alarm_has_a_page_and_every_page_an_alarm() -> None:
