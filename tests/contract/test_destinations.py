@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import stripe
@@ -83,3 +84,25 @@ def test_an_event_destination_takes_thin_events(account: StripeUnderTest) -> Non
     listed = destinations.list({"include": ["webhook_endpoint.url"]})
     assert made.id in [row.id for row in listed.auto_paging_iter()]
     destinations.delete(made.id)
+
+
+def test_thin_events_are_listed_by_type_and_time(account: StripeUnderTest) -> None:
+    events = account.client.v2.core.events
+    sent_at, meter = datetime.now(UTC), account.make_meter()
+    account.send(meter.event_name, "cus_nobody", 1)
+    wanted: Any = {
+        "types": ["v1.billing.meter.error_report_triggered"],
+        "created": {"gte": (sent_at - timedelta(minutes=5)).isoformat()},
+        "object_id": meter.id,
+        "limit": 100,
+    }
+    [told] = account.eventually(lambda: events.list(wanted).data, bool)
+    assert told.type == "v1.billing.meter.error_report_triggered"
+    codes = [kind["code"] for kind in told.to_dict()["data"]["reason"]["error_types"]]
+    assert codes == ["meter_event_customer_not_found"]
+    others: tuple[Any, ...] = (
+        {"types": ["v1.billing.meter.no_meter_found"]},
+        {"created": {"gte": (sent_at + timedelta(hours=1)).isoformat()}},
+    )
+    for other in others:
+        assert events.list({**wanted, **other}).data == []

@@ -12,7 +12,7 @@ from infra.local.stripe_server.account import (
     created_within,
     page_rendered,
 )
-from infra.local.stripe_server.errors import missing_resource
+from infra.local.stripe_server.errors import invalid_request, missing_resource
 from infra.local.stripe_server.routes import Params, route
 
 ERROR_REPORT = "v1.billing.meter.error_report_triggered"
@@ -50,13 +50,27 @@ def retrieve_event(account: Account, _params: Params, event_id: str) -> Json:
 @route("GET", "/v2/core/events", "v2.core.EventListParams")
 def list_thin_events(account: Account, params: Params) -> Json:
     """GET /v2/core/events: newest first, one page."""
-    object_id = params.get("object_id")
+    object_id, types = params.get("object_id"), params.get("types")
+    created = {name: _moment(name, at) for name, at in (params.get("created") or {}).items()}
     found = [
         event
         for event in reversed(account.thin_events.values())
         if object_id in (None, (event["related_object"] or {}).get("id"))
+        and (types is None or event["type"] in types)
+        and created_within({"created": datetime.fromisoformat(event["created"])}, created or None)
     ]
     return {"data": found, "next_page_url": None, "previous_page_url": None}
+
+
+def _moment(name: str, at: str) -> datetime:
+    refusal = invalid_request(f"Invalid timestamp: {at}", param=f"created[{name}]")
+    try:
+        moment = datetime.fromisoformat(at)
+    except ValueError as error:
+        raise refusal from error
+    if moment.tzinfo is None:
+        raise refusal
+    return moment
 
 
 @route("GET", "/v2/core/events/{}", "v2.core.EventRetrieveParams")
