@@ -105,4 +105,5 @@ def test_thin_events_are_listed_by_type_and_time(account: StripeUnderTest) -> No
         {"created": {"gte": (sent_at + timedelta(hours=1)).isoformat()}},
     )
     for other in others:
-        assert events.list({**wanted, **other}).data == []
+        asked: Any = {**wanted, **other}
+        assert events.list(asked).data == []
