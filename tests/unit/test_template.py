@@ -189,6 +189,39 @@ def test_every_function_has_an_alarm_for_its_errors() -> None:
     assert watched == {f"{name}Name" for name, _each in find_functions()}
 
 
+def list_retries() -> Iterator[tuple[str, int]]:
+    """Functions that are tried again where they fail, and after how many seconds."""
+    queues = TEMPLATES["infra/messaging.yaml"]["Resources"]
+    for _file, _name, source in find_resources("AWS::Lambda::EventSourceMapping"):
+        _stack, attribute = source["Properties"]["EventSourceArn"]["Fn::GetAtt"]
+        queue = queues.get(attribute.removeprefix("Outputs.").removesuffix("Arn"))
+        if queue is not None:
+            function = source["Properties"]["FunctionName"]["Ref"]
+            yield function, queue["Properties"]["VisibilityTimeout"]
+    for _file, _name, schedule in find_resources("AWS::Scheduler::Schedule"):
+        [function, _attribute] = schedule["Properties"]["Target"]["Arn"]["Fn::GetAtt"]
+        rate = re.fullmatch(
+            r"rate\((\d+) (minute|hour)s?\)", schedule["Properties"]["ScheduleExpression"]
+        )
+        assert rate is not None
+        again_s = int(rate[1]) * {"minute": 60, "hour": 3600}[rate[2]]
+        # Lambda's own second try comes a minute after the first has failed (developer guide,
+        # asynchronous invocation).
+        yield function, min(again_s, 60 + MAIN["Resources"][function]["Properties"]["Timeout"])
+
+
+def test_an_alarm_for_errors_sees_two_tries_however_far_apart_they_are() -> None:
+    retries = dict(list_retries())
+    assert len(retries) >= 8
+    for _file, name, alarm in find_resources("AWS::CloudWatch::Alarm"):
+        metric = alarm["Properties"]
+        function = name.replace("ErrorsAlarm", "Function")
+        if metric["MetricName"] == "Errors" and function in retries:
+            assert metric["Period"] * metric["EvaluationPeriods"] > retries[function], name
+            # One error is not yet worth a person's time: the next try mends it.
+            assert metric["Threshold"] + metric.get("DatapointsToAlarm", 1) == 2, name
+
+
 def test_every_table_is_kept_and_recoverable_outside_the_local_stage() -> None:
     storage = TEMPLATES["infra/storage.yaml"]
     assert storage["Conditions"]["Kept"] == {
