@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = ("template.yaml", "infra/storage.yaml", "infra/messaging.yaml", "infra/observability.yaml")
 TEMPLATES: Mapping[str, Any] = {name: load_template(str(REPOSITORY / name)) for name in FILES}
 MAIN = TEMPLATES["template.yaml"]
+OUR_METRICS = "Meterline/${Stage}"
 
 Resource = tuple[str, str, Mapping[str, Any]]
 
@@ -62,7 +63,8 @@ def list_watched() -> Iterator[tuple[str, str, str, list[tuple[str, Any]]]]:
     for _file, name, alarm in find_resources("AWS::CloudWatch::Alarm"):
         metric = alarm["Properties"]
         dimensions = [(each["Name"], each["Value"]) for each in metric["Dimensions"]]
-        yield name, metric["Namespace"], metric["MetricName"], dimensions
+        [namespace] = list_texts(metric["Namespace"])
+        yield name, namespace, metric["MetricName"], dimensions
 
 
 def find_functions() -> list[tuple[str, Mapping[str, Any]]]:
@@ -319,7 +321,7 @@ def test_the_dashboard_shows_only_facts_that_functions_tell() -> None:
         (row[3], row[1])
         for widget in body["widgets"]
         for row in widget["properties"]["metrics"]
-        if row[0] == "Meterline"
+        if row[0] == OUR_METRICS
     }
     assert len(shown) >= 20
     for service, metric in shown:
@@ -327,10 +329,15 @@ def test_the_dashboard_shows_only_facts_that_functions_tell() -> None:
         assert f'"{metric}"' in handler, f"{service} never tells {metric}"
 
 
+def test_stages_that_share_an_account_do_not_share_their_facts() -> None:
+    variables = MAIN["Globals"]["Function"]["Environment"]["Variables"]
+    assert variables["POWERTOOLS_METRICS_NAMESPACE"] == {"Fn::Sub": OUR_METRICS}
+
+
 def test_every_alarm_on_a_business_fact_watches_one_that_its_function_tells() -> None:
     checked = 0
     for alarm, namespace, metric, dimensions in list_watched():
-        if namespace != "Meterline":
+        if namespace != OUR_METRICS:
             continue
         [(name, service)] = dimensions
         handler = (REPOSITORY / "functions" / service / "handler.py").read_text()
@@ -351,7 +358,7 @@ def test_every_alarm_on_aws_watches_a_metric_that_aws_has() -> None:
         "AWS/ApiGateway": ({"5xx"}, ["ApiId"]),
     }
     for alarm, namespace, metric, dimensions in list_watched():
-        if namespace != "Meterline":
+        if namespace != OUR_METRICS:
             metrics, names = on_aws[namespace]
             assert metric in metrics, alarm
             assert [name for name, _value in dimensions] == names, alarm
