@@ -37,8 +37,12 @@ def command(profile: str) -> None:
     """Build and deploy, as PROFILE of samconfig.toml says: what `make deploy` does."""
     settings = _PROFILES[profile]
     region = settings["global"]["parameters"].get("region")
+    try:
+        cloudformation = boto3.client("cloudformation", region_name=region)
+    except botocore.exceptions.BotoCoreError as error:
+        raise click.ClickException(str(error)) from error
     _run_sam(["build", "--config-env", profile])
-    deploy(profile, settings, boto3.client("cloudformation", region_name=region), _run_sam)
+    deploy(profile, settings, cloudformation, _run_sam)
 
 
 def deploy(
@@ -58,7 +62,10 @@ def deploy(
     if _is_first(cloudformation, stack):
         click.echo(f"{stack} is new: all of it first, then its tables' protection from deletion.")
         steps.insert(0, "ProtectTables=false")
-    for step in steps:
+    for place, step in enumerate(steps):
+        if place and _is_first(cloudformation, stack):
+            # sam ends well all the same; the second step would make the tables, protected.
+            raise click.ClickException(f"{stack}: its change set was not executed")
         run_sam(["deploy", "--config-env", profile, "--parameter-overrides", *overrides, step])
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import boto3
 import botocore.exceptions
 import click
 import pytest
@@ -28,6 +30,7 @@ class FakeStacks:
 
     def __init__(self, status: str | None, refusal: str = "does not exist") -> None:
         self.status = status
+        self.deleted = False
         self._refusal = refusal
 
     def describe_stacks(self, **named: str) -> dict[str, Any]:
@@ -41,6 +44,7 @@ class FakeStacks:
     def delete_stack(self, **named: str) -> None:
         assert named == {"StackName": "meterline-staging"}
         self.status = None
+        self.deleted = True
 
     def get_waiter(self, name: str) -> FakeStacks:
         assert name == "stack_delete_complete"
@@ -55,6 +59,7 @@ def run_deploy(stacks: FakeStacks) -> list[list[str]]:
 
     def note(arguments: Sequence[str]) -> None:
         asked.append(list(arguments))
+        stacks.status = "CREATE_COMPLETE"
 
     deploy("staging", SETTINGS, stacks, note)
     return asked
@@ -72,7 +77,20 @@ def test_a_new_stacks_tables_are_protected_once_all_of_it_stands(status: str | N
 def test_what_is_left_of_a_first_deployment_that_failed_is_cleared_away() -> None:
     stacks = FakeStacks("ROLLBACK_COMPLETE")
     assert run_deploy(stacks) == [UNPROTECTED, PROTECTED]
-    assert stacks.status is None
+    assert stacks.deleted
+
+
+def test_a_first_change_set_that_nobody_confirmed_is_not_followed_by_protected_tables() -> None:
+    stacks, asked = FakeStacks(None), []
+
+    def decline(arguments: Sequence[str]) -> None:
+        asked.append(list(arguments))
+        # What `sam deploy` leaves behind, with status 0, where it was told no.
+        stacks.status = "REVIEW_IN_PROGRESS"
+
+    with pytest.raises(click.ClickException, match="not executed"):
+        deploy("staging", SETTINGS, stacks, decline)
+    assert asked == [UNPROTECTED]
 
 
 def test_a_first_step_that_fails_is_not_followed_by_the_second() -> None:
@@ -97,3 +115,15 @@ def test_a_profile_that_is_not_there_is_refused_before_anything_is_built(profile
     ended = CliRunner().invoke(command, [profile])
     assert ended.exit_code == 2
     assert f"'{profile}' is not one of 'staging', 'production'" in ended.output
+
+
+def test_without_a_region_nothing_is_built_and_the_reason_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    ended = CliRunner().invoke(command, ["staging"])
+    assert ended.exit_code == 1
+    assert ended.output == "Error: You must specify a region.\n"
