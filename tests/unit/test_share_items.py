@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import islice, product
 from typing import Any
+from zlib import crc32
 
 import botocore.session
 
@@ -87,3 +89,19 @@ def test_names_of_one_customer_are_spread_however_many_customers_come_between() 
         others = [(f"customer-{number * 5 + other}", "u_1") for other in range(5)]
         count_users(totals, Checkpoint(), ("acme", f"u_{number:06d}"), *others)
     assert max(list_items(wire, "acme")) < 40
+
+
+def test_names_that_a_sender_made_for_one_checksum_do_not_meet_in_one_item() -> None:
+    # Two words of one length and one checksum: so every row of them has one checksum too.
+    words = ("plumless", "buckeroo")
+    assert len({crc32(word.encode()) for word in words}) == 1
+    for length in (5, 16):
+        wire = RecordingWire()
+        totals = DynamoTotals(wire, "totals", "emissions")
+        names = ["".join(row) for row in islice(product(words, repeat=length), 2_000)]
+        assert len({crc32(name.encode()) for name in names}) == 1
+        for start in range(0, len(names), 50):
+            users = [("acme", name) for name in names[start : start + 50]]
+            count_users(totals, Checkpoint(), *users)
+        # Of 128 characters, some 1,500 names are the 400 KB of an item.
+        assert max(list_items(wire, "acme")) < 60

@@ -23,8 +23,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
 from typing import Any
-from zlib import crc32
 
 from meterline.adapters.dynamodb_budgets import DynamoBudgets, count_action, slot_of
 from meterline.adapters.dynamodb_counted import DynamoCountedEvents, counted_item
@@ -342,8 +342,9 @@ class _ShareBuckets:
             (share.customer, share.meter, f"{kind}#{share.day}") for kind in ("action", "user")
         )
         day = users if share.kind == "user" else actions
-        place = crc32(share.name.encode())
-        own = f"{day[2]}#{place:08x}", ":"
+        # Not a checksum: senders choose names, and many that meet in one item would fill it.
+        place = int.from_bytes(blake2b(share.name.encode(), digest_size=8).digest())
+        own = f"{day[2]}#{place:016x}", ":"
         if len(share.name) > _LONG_NAME or day in self._split:
             return own
         names = self._names.setdefault(day, set())
