@@ -24,7 +24,9 @@ ALARMS = [
     ].items()
     if resource["Type"] == "AWS::CloudWatch::Alarm"
 ]
-COMMAND = re.compile(r"`(?:python -m infra\.cli )((?:[a-z-]+ ?)+)")
+DOCUMENTS = ("README.md", "infra/guardrails.md", "infra/threat_model.md", "infra/runbook/*.md")
+COMMAND = re.compile(r"`[^`\n]*python -m infra\.cli ([^`]+)`|^ *[^\s`]+ -m infra\.cli (.+)$", re.M)
+"""A command within a sentence, which may be broken over two lines, or on a line of its own."""
 
 
 def find_page(alarm: str) -> str:
@@ -44,13 +46,24 @@ def test_a_page_says_what_it_means_and_what_to_do(page: str) -> None:
     assert "\n1. " in text
 
 
-def test_every_command_of_the_runbook_exists() -> None:
-    found = {told.strip() for text in PAGES.values() for told in COMMAND.findall(text)}
-    assert len(found) >= 8
-    for told in found:
-        command: click.Command | None = main
-        for word in told.split():
-            if not isinstance(command, click.Group):
-                break
-            command = command.get_command(click.Context(command), word)
-            assert command is not None, f"there is no `{told}`"
+def list_commands() -> list[str]:
+    texts = [path.read_text() for each in DOCUMENTS for path in sorted(REPOSITORY.glob(each))]
+    found = {inline or own for text in texts for inline, own in COMMAND.findall(text)}
+    return sorted(" ".join(told.split()) for told in found)
+
+
+def test_the_documents_name_commands_in_sentences_and_on_lines() -> None:
+    assert len(list_commands()) >= 20
+
+
+@pytest.mark.parametrize("told", list_commands())
+def test_a_command_in_a_document_exists_with_its_options(told: str) -> None:
+    words = told.split()
+    command: click.Command = main
+    while isinstance(command, click.Group) and words:
+        word = words.pop(0)
+        found = command.get_command(click.Context(command), word)
+        assert found is not None, f"there is no `{word}`"
+        command = found
+    known = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
+    assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known
