@@ -56,7 +56,11 @@ def deploy(
     Raises `click.ClickException` with what stands in the way.
     """
     stack = settings["global"]["parameters"]["stack_name"]
-    overrides = settings["deploy"]["parameters"]["parameter_overrides"]
+    # sam ends a value at its first space and drops the rest without a word.
+    overrides = [
+        override.replace(" ", "\\ ")
+        for override in settings["deploy"]["parameters"]["parameter_overrides"]
+    ]
     # Said every time: sam keeps the parameters of before that nobody names.
     steps = ["ProtectTables=true"]
     if _is_first(cloudformation, stack):

@@ -11,6 +11,7 @@ import botocore.exceptions
 import click
 import pytest
 from click.testing import CliRunner
+from samcli.cli.types import CfnParameterOverridesType
 
 from infra.cli.deploy import command, deploy
 
@@ -103,6 +104,23 @@ def test_a_first_step_that_fails_is_not_followed_by_the_second() -> None:
     with pytest.raises(click.ClickException):
         deploy("staging", SETTINGS, FakeStacks(None), fail)
     assert asked == [UNPROTECTED]
+
+
+@pytest.mark.parametrize("value", ["https://a.example https://b.example", "Acme <a@acme.example>"])
+@pytest.mark.parametrize("written", ["{}", '"{}"'])
+def test_a_parameter_with_spaces_reaches_sam_whole(value: str, written: str) -> None:
+    settings = {
+        **SETTINGS,
+        "deploy": {"parameters": {"parameter_overrides": [f"Name={written.format(value)}", "X=1"]}},
+    }
+    asked: list[list[str]] = []
+    deploy(
+        "staging", settings, FakeStacks("UPDATE_COMPLETE"), lambda told: asked.append(list(told))
+    )
+    [arguments] = asked
+    overrides = arguments[arguments.index("--parameter-overrides") + 1 :]
+    read = CfnParameterOverridesType().convert(tuple(overrides), None, None)
+    assert read == {"Name": value, "X": "1", "ProtectTables": "true"}
 
 
 def test_a_stack_that_cannot_be_looked_up_is_not_taken_for_a_new_one() -> None:
