@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import io
 from datetime import UTC, date, datetime, timedelta
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meterline.adapters.dynamodb_ledger import DynamoLedger
 from meterline.domain.period_usage import Count, DayCount
 from meterline.domain.periods import Period
-from meterline.schemas.export import COLUMNS, write_csv
-from meterline.services.export_events import ExportEvents, plan_windows
+from meterline.schemas.export import COLUMNS, read_span, write_csv
+from meterline.services.export_events import ExportEvents, ExportPart, plan_windows
 from tests.dashboard_fakes import FakeUsage, make_entry
 
 START = datetime(2026, 11, 3, 9, 23, 41, tzinfo=UTC)
@@ -65,6 +67,38 @@ def test_a_members_file_has_their_own_events_alone() -> None:
     )
     part = ExportEvents(usage)("acme", START, PERIOD.end, user="u_2")
     assert [entry.user for entry in part.entries] == ["u_2"]
+
+
+def test_a_members_file_ends_after_so_many_events_of_others_and_the_next_one_goes_on() -> None:
+    others = [make_entry(START + timedelta(seconds=each), id=f"o_{each}") for each in range(1_000)]
+    own = [
+        make_entry(START + timedelta(seconds=each), user="u_2", id=f"u_{each}")
+        for each in (3, 500, 999)
+    ]
+    usage = FakeUsage([*others, *own])
+    export = ExportEvents(usage, max_rows=100, max_read=100)
+    seen: list[str] = []
+    start: datetime | None = START
+    while start is not None:
+        usage.read_from_ledger = 0
+        part = export("acme", start, PERIOD.end, user="u_2")
+        assert usage.read_from_ledger <= 102
+        seen += [entry.key.id for entry in part.entries]
+        start = part.next_start
+    assert seen == ["u_3", "u_500", "u_999"]
+
+
+class EmptyTable:
+    """A table with nothing in it."""
+
+    def call(self, *_request: Any, **_settings: Any) -> dict[str, Any]:
+        return {"Items": []}
+
+
+def test_an_export_may_end_with_the_last_day_that_a_calendar_has() -> None:
+    start, end = read_span("9999-12-30T00:00:00Z", "9999-12-31T23:59:59.999Z")
+    export = ExportEvents(DynamoLedger(cast(Any, EmptyTable()), "events"))
+    assert export("acme", start, end) == ExportPart((), None)
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t"])

@@ -117,14 +117,13 @@ class DynamoLedger:
         first, last = _round_up(start), _round_up(end) - _MILLISECOND
         if first > last:
             return
-        day = first.date()
-        while day <= last.date():
+        for place in range((last.date() - first.date()).days + 1):
+            day = first.date() + timedelta(days=place)
             shards = (
                 self._query_shard(f"{customer}#{day:%Y%m%d}#{shard}", first, last)
                 for shard in range(self._day_shards)
             )
             yield from merge(*shards, key=attrgetter("at"))
-            day += timedelta(days=1)
 
     def find(self, key: EventKey) -> LedgerEntry | None:
         """One event by its key, read strongly consistently."""

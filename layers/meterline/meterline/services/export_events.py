@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
@@ -13,6 +13,8 @@ from meterline.ports import EventsInTime
 
 MAX_ROWS = 20_000
 """Rows of a file: about 3 MB, and an answer of a function holds 6 MB (Lambda quotas)."""
+MAX_READ = 5 * MAX_ROWS
+"""Events that are read for a file: of a member's own there may be few among very many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +64,12 @@ def plan_windows(
 class ExportEvents:
     """Reads from the ledger itself, so that every row is an event as it was accepted."""
 
-    def __init__(self, ledger: EventsInTime, max_rows: int = MAX_ROWS) -> None:
+    def __init__(
+        self, ledger: EventsInTime, max_rows: int = MAX_ROWS, max_read: int = MAX_READ
+    ) -> None:
         self._ledger = ledger
         self._max_rows = max_rows
+        self._max_read = max_read
 
     def __call__(
         self, customer: str, start: datetime, end: datetime, *, user: str | None = None
@@ -74,14 +79,12 @@ class ExportEvents:
         A part ends between two milliseconds, so that no event is in two parts or in none.
         """
         taken: list[LedgerEntry] = []
-        for entry in self._find(customer, start, end, user):
-            if len(taken) >= self._max_rows and entry.at > taken[-1].at:
+        last = start
+        for read, entry in enumerate(self._ledger.events_between(customer, start, end)):
+            is_full = len(taken) >= self._max_rows or read >= self._max_read
+            if is_full and entry.at > last:
                 return ExportPart(tuple(taken), entry.at)
-            taken.append(entry)
+            last = entry.at
+            if user is None or entry.user == user:
+                taken.append(entry)
         return ExportPart(tuple(taken), None)
-
-    def _find(
-        self, customer: str, start: datetime, end: datetime, user: str | None
-    ) -> Iterable[LedgerEntry]:
-        entries = self._ledger.events_between(customer, start, end)
-        return (entry for entry in entries if user is None or entry.user == user)
