@@ -25,6 +25,8 @@ from meterline.ports import (
     SendingRecords,
 )
 
+MAX_INVOICE_CHARS = 255
+"""Of an invoice's id: as many as the billing layer's ids have at most."""
 CLOCK_SKEW = timedelta(minutes=10)
 """A batch may seem to be older than the events in it: their times are of other machines."""
 
@@ -107,6 +109,9 @@ class InvoiceEvents:
 
     def get_invoice(self, customer: str, invoice: str) -> InvoiceCheck:
         """One of the customer's invoices, as it was last compared with the ledger."""
+        if len(invoice) > MAX_INVOICE_CHARS:
+            # Whoever calls wrote it, and no table holds a key of any length.
+            raise NotFoundError("There is no invoice with an id of that length.")
         check = self._invoices.get(invoice)
         if check is None or check.customer != customer:
             raise NotFoundError(f"There is no invoice {invoice} of {customer} with usage on it.")
