@@ -15,6 +15,7 @@ from meterline.adapters.dynamodb_books import DynamoInvoiceChecks
 from meterline.adapters.dynamodb_sending_records import DynamoSendingRecords
 from meterline.adapters.stripe_access import StripeAccess
 from meterline.adapters.stripe_invoices import StripeInvoices
+from meterline.adapters.stripe_usage import StripeUsage
 from meterline.catalog import load_plans
 from meterline.domain.pricing import Plan
 from meterline.services.recheck_invoices import Recheck, RecheckInvoices
@@ -63,9 +64,10 @@ class Office:
         self.stripe = self.world.around.local.client()
         self.checks = DynamoInvoiceChecks(wire, store.tables.books)
         self.records = DynamoSendingRecords(wire, store.tables.emissions)
-        self.invoices = StripeInvoices(
-            StripeAccess(lambda: self.world.around.local.key, api_base=self.world.around.local.url)
+        access = StripeAccess(
+            lambda: self.world.around.local.key, api_base=self.world.around.local.url
         )
+        self.invoices, self.counted = StripeInvoices(access), StripeUsage(access)
 
     def settlement(
         self, invoices: Any = None, plans: Mapping[str, Plan] | None = None
@@ -79,6 +81,7 @@ class Office:
             store.ledger(wire),
             CatalogPlans(plans),
             self.records,
+            self.counted,
             METERS,
             policy=self.policy,
             observers=self.observers,

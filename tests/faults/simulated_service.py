@@ -305,6 +305,7 @@ class Service:
             ledger,
             self.plans,
             records,
+            StripeUsage(access),
             METERS,
             policy=LatePolicy.BILL,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -89,6 +89,52 @@ def test_a_draft_that_differs_is_held_until_what_was_missing_has_arrived(office:
     final = office.get(draft.id)
     assert final.status in ("open", "paid")
     assert final.total == price("1800") + PRO.base_fee_minor
+
+
+@pytest.fixture
+def drafts_stand_still(planned: Surroundings) -> Iterator[None]:
+    """Drafts show what was counted when they were made, until they are final."""
+    planned.local.configure(drafts_follow=False)
+    yield
+    planned.local.configure(drafts_follow=True)
+
+
+@pytest.mark.usefixtures("drafts_stand_still")
+@pytest.mark.parametrize("second", [0, 7])
+def test_a_draft_that_was_made_too_early_goes_once_the_rest_is_counted(
+    planned: Surroundings, second: int
+) -> None:
+    office = Office(World(planned, START + timedelta(seconds=second)))
+    world = office.world
+    use(world, "1500")
+    use(world, "300", sent=False)
+    draft = office.go_to_renewal()
+    assert office.look(draft.id).check.state is CheckState.HELD
+    # In the minute in which the old period ends, but of the new one.
+    use(world, "40", at=world.clock.now() - timedelta(seconds=50))
+    world.drain()
+    [line] = office.invoices.get(draft.id).usage
+    assert line.quantity_sub_units == 1_500_000, "it still says what it said"
+    assert office.look(draft.id).check.state is CheckState.AGREED
+    assert office.get(draft.id).auto_advance
+    world.clock.move(2 * 3600)
+    assert office.get(draft.id).total == price("1800") + PRO.base_fee_minor
+    assert office.look(draft.id).check.state is CheckState.FINAL
+    assert office.items() == []
+
+
+@pytest.mark.usefixtures("drafts_stand_still")
+def test_a_draft_stays_held_while_its_last_minute_goes_on(planned: Surroundings) -> None:
+    office = Office(World(planned, START + timedelta(seconds=50)))
+    use(office.world, "1500", sent=False)
+    draft = office.go_to_renewal()
+    office.world.drain()
+    early = datetime.fromtimestamp(draft.period_end, UTC) + timedelta(seconds=5)
+    looked = office.settlement()(draft.id, early)
+    assert looked is not None
+    assert looked.check is not None
+    assert looked.check.state is CheckState.HELD
+    assert office.look(draft.id).check.state is CheckState.AGREED
 
 
 def test_the_same_event_of_a_draft_again_holds_nothing_twice(office: Office) -> None:

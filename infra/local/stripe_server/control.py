@@ -5,8 +5,9 @@ POST settings, clock, faults, webhook_faults, settle, reset; DELETE faults.
 
 - health: {"status": "ok"}.
 - state: clock, settings, faults, how many of each object, calls by method and path, locks held.
-- settings (POST): any of summary_lag_s, lock_hold_s, draft_s, upcoming_s, error_report_delay_s,
-  async_errors (a list of codes that are answered 200 and reported by thin event).
+- settings (POST): any of summary_lag_s, lock_hold_s, draft_s, drafts_follow, upcoming_s,
+  error_report_delay_s, async_errors (a list of codes that are answered 200 and reported by thin
+  event).
 - clock (POST): {"advance_s": n}, {"set": epoch seconds}, after which it stands, or {"reset": true};
   what that brings (renewals, finalisations) happens at once.
 - faults: GET lists, POST adds one rule (fields in faults.py), DELETE takes all away.

@@ -165,14 +165,15 @@ def _item_lines(account: Account, invoice: Json) -> list[Json]:
 
 
 def lines_of(account: Account, invoice: Json) -> list[Json]:
-    """The invoice's lines: frozen once final, counted anew while a draft."""
+    """The invoice's lines: frozen once final, counted anew while a draft (`drafts_follow`)."""
     frozen: list[Json] | None = invoice["_lines"]
     if frozen is not None:
         return frozen
+    shown: list[Json] | None = invoice["_usage_shown"]
     return [
         *_item_lines(account, invoice),
         *invoice["_preview_items"],
-        *_usage_lines(account, invoice),
+        *(_usage_lines(account, invoice) if shown is None else shown),
         *invoice["_fixed"],
     ]
 
@@ -308,6 +309,7 @@ def build_invoice(
         "webhooks_delivered_at": None,
         "_fixed": [],
         "_usage": [],
+        "_usage_shown": None,
         "_preview_items": [],
         "_lines": None,
         "_days_until_due": None,
@@ -331,6 +333,8 @@ def build_invoice(
 def keep_draft(account: Account, invoice: Json) -> None:
     """Keep a draft, plan its finalisation and tell the world."""
     account.add("in", invoice)
+    if not account.settings.drafts_follow:
+        invoice["_usage_shown"] = _usage_lines(account, invoice)
     if invoice["auto_advance"]:
         plan_finalisation(account, invoice)
     account.emit("invoice.created", "in", invoice)
@@ -368,6 +372,7 @@ def finalize(account: Account, invoice: Json, *, collect: bool = True) -> None:
     account.usage.apply_all()
     customer = account.store("cus")[invoice["customer"]]
     now = account.now(invoice["test_clock"])
+    invoice["_usage_shown"] = None
     lines = lines_of(account, invoice)
     _set_totals(account, invoice, lines)
     invoice["_lines"] = lines

@@ -847,6 +847,7 @@ def make_invoice_settlement(
     from meterline.adapters.dynamodb_ledger import DynamoLedger
     from meterline.adapters.dynamodb_sending_records import DynamoSendingRecords
     from meterline.adapters.stripe_invoices import StripeInvoices
+    from meterline.adapters.stripe_usage import StripeUsage
     from meterline.adapters.threaded_ledger import ThreadedLedger
     from meterline.catalog import load_meters
     from meterline.services.settle_invoices import LatePolicy, SettleInvoices
@@ -860,6 +861,7 @@ def make_invoice_settlement(
         ThreadedLedger(DynamoLedger(wire, events_table)),
         DynamoPlans(wire, accounts_table),
         DynamoSendingRecords(wire, emissions_table),
+        StripeUsage(stripe_access),
         load_meters(),
         policy=LatePolicy(late_policy),
         observers=observers,

@@ -9,12 +9,13 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 
-from meterline.domain.meters import Meter
+from meterline.domain.meters import EmissionMode, Meter
 from meterline.domain.periods import Period
 from meterline.domain.pricing import Plan, price_usage, total_minor
 from meterline.domain.usage import LedgerEntry
 
 WATCHED_FOR = timedelta(hours=1)
+_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +225,20 @@ def check_span(
         before.settling_sub_units if before is not None else 0,
         line.is_closed,
     )
+
+
+def widen_to_countable(period: Period, mode: EmissionMode) -> Period:
+    """The whole minutes around a period, for which the billing layer can be asked what it has
+    counted; the whole hours where a newer total takes the place of the hour's older one."""
+    grain = timedelta(hours=1) if mode is EmissionMode.HOURLY else timedelta(minutes=1)
+    before, after = (period.start - _EPOCH) % grain, (_EPOCH - period.end) % grain
+    return Period(period.start - before, period.end + after)
+
+
+def foresee_final(span: CheckedSpan) -> CheckedSpan:
+    """The span of a draft as it will be once the draft is final, where the billing layer has
+    counted all that the ledger has."""
+    return replace(span, billed_sub_units=span.billed_sub_units + span.owed_sub_units)
 
 
 def price_late(span: CheckedSpan, meter: Meter, plan: Plan) -> int:

@@ -19,12 +19,15 @@ from meterline.domain.invoice_checks import (
     HoldReason,
     InvoiceCheck,
     check_span,
+    foresee_final,
     price_late,
+    widen_to_countable,
 )
 from meterline.domain.meters import Meter
 from meterline.domain.pricing import Plan
 from meterline.errors import InvoiceFinalError, NotFoundError, SupersededError
 from meterline.ports import (
+    BilledUsage,
     BillingInvoices,
     CustomersByBilling,
     EventsInTime,
@@ -79,6 +82,7 @@ class SettleInvoices:
         ledger: EventsInTime,
         plans: Plans,
         late: LateProblems,
+        counted: BilledUsage,
         meters: Mapping[str, Meter],
         *,
         policy: LatePolicy,
@@ -90,6 +94,7 @@ class SettleInvoices:
         self._ledger = ledger
         self._plans = plans
         self._late = late
+        self._counted = counted
         self._meters = meters
         self._by_event_name = {meter.event_name: meter for meter in meters.values()}
         self._policy = policy
@@ -161,7 +166,7 @@ class SettleInvoices:
 
     def _check(self, invoice: BillingInvoice, customer: str, now: datetime) -> InvoiceSettled:
         before = self._checks.get(invoice.id)
-        spans = self._compare(invoice, customer, before)
+        spans = self._compare(invoice, customer, before, now)
         if not spans:
             return InvoiceSettled(invoice, None, None)
         check = InvoiceCheck(
@@ -195,7 +200,11 @@ class SettleInvoices:
         return InvoiceSettled(invoice, check, state, late)
 
     def _compare(
-        self, invoice: BillingInvoice, customer: str, before: InvoiceCheck | None
+        self,
+        invoice: BillingInvoice,
+        customer: str,
+        before: InvoiceCheck | None,
+        now: datetime,
     ) -> tuple[CheckedSpan, ...]:
         known = {(span.meter, span.period): span for span in before.spans} if before else {}
         spans = []
@@ -206,8 +215,35 @@ class SettleInvoices:
             entries = list(
                 self._ledger.events_between(customer, line.period.start, line.period.end)
             )
-            spans.append(check_span(line, meter, entries, known.get((meter.id, line.period))))
+            span = check_span(line, meter, entries, known.get((meter.id, line.period)))
+            if span.owed_sub_units and invoice.is_draft and not span.is_closed:
+                span = self._foresee(invoice, customer, meter, span, now)
+            spans.append(span)
         return tuple(spans)
+
+    def _foresee(
+        self,
+        invoice: BillingInvoice,
+        customer: str,
+        meter: Meter,
+        span: CheckedSpan,
+        now: datetime,
+    ) -> CheckedSpan:
+        """A draft may say what was counted when it was made: it is brought up to date when it
+        becomes final (Stripe's documentation, finalisation grace period). So what was sent since
+        holds nothing, once the billing layer has counted it."""
+        around, period = widen_to_countable(span.period, meter.emission), span.period
+        if around.end > now:
+            return span
+        edges = [
+            *self._ledger.events_between(customer, around.start, period.start),
+            *self._ledger.events_between(customer, period.end, around.end),
+        ]
+        at_edges = sum(
+            meter.to_sub_units(entry.quantity) for entry in edges if entry.meter == meter.id
+        )
+        counted = self._counted.total(invoice.billing_customer, meter, around.start, around.end)
+        return foresee_final(span) if counted == span.ledger_sub_units + at_edges else span
 
     def _steer(
         self,
