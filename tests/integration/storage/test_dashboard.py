@@ -114,6 +114,15 @@ def test_an_edge_comes_back_as_it_was_kept(store: Store, customer: str) -> None:
         assert counts.edges == found
 
 
+def test_an_edge_of_more_names_than_an_item_holds_is_not_kept(store: Store, customer: str) -> None:
+    usage = DynamoUsage(store.wire(), store.tables.totals)
+    users = {f"{number:04d}-{'u' * 123}": Count(1, 1) for number in range(4_000)}
+    usage.keep_edge(customer, "credits", Edge(START, Count(4_000, 4_000), {}, users, 4_000, NOW))
+    day = START.date()
+    counts = usage.read(customer, "credits", days_from=day, shares_from=day, until=day, edge=START)
+    assert counts.edges == {}
+
+
 def open_overviews(store: Store, customer: str) -> DynamoOverviews:
     accounts = store.accounts()
     accounts.put_customer(

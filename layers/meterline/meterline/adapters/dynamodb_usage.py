@@ -24,6 +24,8 @@ from meterline.domain.times import format_time, parse_time
 _HOURS = [f"{hour:02d}" for hour in range(24)]
 _BEHIND_ALL = "~"
 """Sorts behind every bucket's name."""
+_MAX_EDGE_BYTES = 390_000
+"""An item has at most 400 KB, its key with it (DynamoDB developer guide, quotas)."""
 _CutDay = tuple[date, str]
 """A day, and the mark of a cut in it."""
 
@@ -73,7 +75,8 @@ class DynamoUsage:
         )
 
     def keep_edge(self, customer: str, meter: str, edge: Edge) -> None:
-        """Remember an edge; the newest made stands."""
+        """Remember an edge; the newest made stands. One of so many names that no item holds it is
+        not kept: then it is made from the ledger at every look."""
         content = to_json(
             {
                 "total": edge.total,
@@ -83,6 +86,8 @@ class DynamoUsage:
                 "made_at": format_time(edge.made_at),
             }
         )
+        if len(content) > _MAX_EDGE_BYTES:
+            return
         self._wire.call(
             "PutItem",
             {
