@@ -19,12 +19,12 @@ from meterline.domain.limits import Limits
 from meterline.domain.measuring import HourTotal
 from meterline.domain.meters import Meter
 from meterline.domain.notifications import Happening, Notification
-from meterline.domain.periods import Interval, Period, calendar_month
+from meterline.domain.periods import Period, calendar_month
 from meterline.domain.pricing import Plan
-from meterline.domain.subscriptions import Subscription
 from meterline.ports import NotPublishedError
 from meterline.services.authorize_usage import AuthorizeUsage, Decision, Request
 from meterline.services.watch_usage import WatchUsage
+from tests.dashboard_fakes import make_subscription
 
 METERS = load_meters()
 CREDITS = METERS["credits"]
@@ -275,23 +275,11 @@ class Guarded:
         """A customer with limits, whose subscription bills it for the calendar month."""
         found = Customer(customer, customer.title(), None, plan, None, NOW, NOW)
         month = calendar_month(NOW)
-        subscription = Subscription(
-            id="sub_1",
-            status="active",
+        subscription = make_subscription(
+            month.start,
+            month.end,
             plan=plan,
-            currency="usd",
-            prices=("price_base", "price_use"),
-            metered_item="si_1",
-            meter="credits",
-            current=month,
-            anchor=month.start,
-            interval=Interval.MONTH,
-            interval_count=1,
             started_at=month.start - timedelta(days=365),
-            cancel_at=None,
-            ended_at=None,
-            trial_start=None,
-            trial_end=None,
             synced_at=NOW,
         )
         self.guardrails.standings[customer] = Standing(found, subscription, limits or Limits())

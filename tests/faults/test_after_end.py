@@ -17,7 +17,6 @@ from meterline.adapters.dynamodb_ledger import DynamoLedger
 from meterline.adapters.dynamodb_sending_records import DynamoCountedHours, DynamoSendingRecords
 from meterline.adapters.stripe_access import StripeAccess
 from meterline.adapters.stripe_subscriptions import StripeSubscriptions
-from meterline.bootstrap import make_trace
 from meterline.domain.emission import AFTER_END, PERIOD_NOT_INVOICED
 from meterline.domain.periods import Period
 from meterline.domain.usage import EventKey
@@ -45,6 +44,7 @@ class Leaving:
         self.v1 = world.around.local.client().v1
         self.access = StripeAccess(lambda: world.around.local.key, api_base=world.around.local.url)
         self.emitter = world.emitter()
+        self.records = DynamoSendingRecords(world.around.wire, world.around.store.tables.emissions)
         self.sync()
 
     def use(self, quantity: str, *, meter: str = "credits", at: datetime | None = None) -> str:
@@ -114,32 +114,19 @@ class Leaving:
 
     def reasons(self, *identifiers: str, meter: str = "credits") -> list[str | None]:
         """The codes under which events are listed."""
-        tables = self.world.around.store.tables
-        records = DynamoSendingRecords(self.world.around.wire, tables.emissions)
-        found = records.reasons_of(self.world.customer, meter, identifiers)
+        found = self.records.reasons_of(self.world.customer, meter, identifiers)
         return [found.get(each) for each in identifiers]
 
     def trace(self, number: int) -> tuple[SendingState, str | None]:
         """How far an event of this customer is, and why it is not billed, as its trace says."""
-        around = self.world.around
-        tables = around.store.tables
-        service = make_trace(
-            around.wire,
-            around.store.accounts(around.wire),
-            books_table=tables.books,
-            events_table=tables.events,
-            emissions_table=tables.emissions,
-            totals_table=tables.totals,
-        )
+        service = self.world.around.open_trace()
         name = list(self.world.sent)[number]
         sent = service.find_event(EventKey(self.world.customer, "backend", name)).sent
         return sent.state, sent.problem
 
     def tell_unbilled(self) -> set[tuple[str, ...]]:
         """What the operator's command says of this customer: name, kind, code, quantity."""
-        tables = self.world.around.store.tables
-        records = DynamoSendingRecords(self.world.around.wire, tables.emissions)
-        rows = [line.split("\t") for line in describe_unbilled(records)]
+        rows = [line.split("\t") for line in describe_unbilled(self.records)]
         return {(row[6], row[0], row[1], row[5]) for row in rows if row[2] == self.world.customer}
 
 
@@ -402,15 +389,13 @@ def test_an_invoice_that_comes_after_all_takes_the_listing_away(leaving: Leaving
     leaving.sync()
     assert leaving.list_after_end() == 1
     # As the settling of an invoice does, once nothing is owed of a line's period.
-    tables = leaving.world.around.store.tables
-    records = DynamoSendingRecords(leaving.world.around.wire, tables.emissions)
     now = leaving.world.clock.now().replace(microsecond=0)
     customer, period = leaving.world.customer, Period(now - timedelta(days=1), now)
-    [(name, last)] = records.late_between(customer, "credits", period)
+    [(name, last)] = leaving.records.late_between(customer, "credits", period)
     assert last < now - timedelta(seconds=7200)
-    assert not records.late_between(
+    assert not leaving.records.late_between(
         customer, "credits", Period(last + timedelta(seconds=1), now)
     ), "it is of no later period"
-    records.resolve_late(customer, "credits", name, now)
+    leaving.records.resolve_late(customer, "credits", name, now)
     assert leaving.list_after_end() == 0
     assert not leaving.world.read_problems()

@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from meterline.adapters.dynamodb_sending_records import SEARCH_S, DynamoSendingRecords
-from meterline.bootstrap import make_trace
 from meterline.domain.usage import EventKey
 from meterline.errors import NotFoundError, SearchedTooLongError
 from meterline.services.trace_usage import SendingState, SentUsage
@@ -18,16 +17,7 @@ START = datetime.now(UTC).replace(minute=30, second=0, microsecond=0) - timedelt
 
 
 def trace(world: World, event_id: str) -> SentUsage:
-    tables = world.around.store.tables
-    service = make_trace(
-        world.around.wire,
-        world.around.store.accounts(world.around.wire),
-        books_table=tables.books,
-        events_table=tables.events,
-        emissions_table=tables.emissions,
-        totals_table=tables.totals,
-    )
-    return service.find_event(EventKey(world.customer, "backend", event_id)).sent
+    return world.around.open_trace().find_event(EventKey(world.customer, "backend", event_id)).sent
 
 
 @pytest.mark.parametrize(("meter", "prefix"), [("credits", "ml_"), ("tokens", "mlh_")])

@@ -13,32 +13,17 @@ import pytest
 
 from infra.cli.billing_setup import base_price_params, usage_price_params
 from infra.recompute_digest import recompute_digests
-from meterline.bootstrap import make_trace
 from meterline.domain.currencies import to_main_unit
 from meterline.domain.pricing import Plan, Tier, price_usage, total_minor
 from meterline.domain.usage import EventKey
 from meterline.schemas.export import write_csv
-from meterline.services.trace_usage import EventPage, SendingState, TraceUsage
+from meterline.services.trace_usage import EventPage, SendingState
 from meterline_client.reading import read_usage
 from tests.faults.invoiced import PRO, Office
 from tests.faults.whole_path import METERS, Surroundings, World
 
 CREDITS = METERS["credits"]
 START = datetime.now(UTC).replace(minute=20, second=0, microsecond=0)
-
-
-def open_trace(office: Office) -> TraceUsage:
-    """The service behind the routes, on the world's storage."""
-    around = office.world.around
-    tables = around.store.tables
-    return make_trace(
-        around.wire,
-        around.store.accounts(around.wire),
-        books_table=tables.books,
-        events_table=tables.events,
-        emissions_table=tables.emissions,
-        totals_table=tables.totals,
-    )
 
 
 @pytest.mark.parametrize(
@@ -132,7 +117,7 @@ def test_wound_11_an_anchor_on_the_31st_has_one_invoice_a_month_and_no_day_shift
             expected[f"first-{month - 1}"] = draft.id
     invoices = office.list_invoices()
     assert len(invoices) == 1 + len(ends), "one when it began, and one a month"
-    trace = open_trace(office)
+    trace = office.world.around.open_trace()
     found = {
         name: trace.find_event(EventKey(world.customer, "backend", name)).invoice
         for name in expected
@@ -204,7 +189,7 @@ def test_wound_15_every_line_of_an_invoice_leads_to_its_events_and_back(
     assert check.agrees
     [span] = check.spans
 
-    trace = open_trace(office)
+    trace = office.world.around.open_trace()
     assert trace.list_invoices(world.customer) == [check]
     pages: list[EventPage] = []
     while not pages or pages[-1].next_after is not None:

@@ -31,6 +31,7 @@ from meterline.adapters.dynamodb_wire import DynamoWire
 from meterline.adapters.sqs_emission import SqsEmissionInbox
 from meterline.adapters.sqs_emission_queue import SqsEmissionQueue
 from meterline.adapters.stripe_billing import StripeBilling
+from meterline.bootstrap import make_trace
 from meterline.catalog import load_meters
 from meterline.catalog.rate_cards import load_rate_card
 from meterline.domain.emission import Billability, BillableUsage, BillingLimits, SendOutcome
@@ -42,6 +43,7 @@ from meterline.services.emit_usage import EmitUsage, RetryPolicy
 from meterline.services.project_usage import ProjectUsage
 from meterline.services.recount_usage import RecountUsage
 from meterline.services.report_usage import ReportUsage, UsageReport
+from meterline.services.trace_usage import TraceUsage
 from tests.integration.storage.stores import Store
 
 METERS = load_meters()
@@ -367,6 +369,18 @@ class Surroundings:
                 }
             )
             self.prices.append(price.id)
+
+    def open_trace(self) -> TraceUsage:
+        """The service that follows an event to its bill, on this storage."""
+        tables = self.store.tables
+        return make_trace(
+            self.wire,
+            self.store.accounts(self.wire),
+            books_table=tables.books,
+            events_table=tables.events,
+            emissions_table=tables.emissions,
+            totals_table=tables.totals,
+        )
 
     def subscribe(self, name: str, at: datetime) -> str:
         """A customer at Stripe whose period began ten days before `at`."""

@@ -18,7 +18,8 @@ from meterline.domain.periods import (
     Timeline,
     calendar_month,
 )
-from meterline.domain.subscriptions import MAX_PAST, Subscription, follow
+from meterline.domain.subscriptions import MAX_PAST, follow
+from tests.dashboard_fakes import make_subscription
 
 
 def utc(text: str) -> datetime:
@@ -154,23 +155,11 @@ def test_a_customer_whom_nobody_bills_has_calendar_months() -> None:
     assert calendar_month(utc("2026-02-28T23:59:59.999")) == period("2026-02-01", "2026-03-01")
 
 
-SUBSCRIPTION = Subscription(
-    id="sub_1",
-    status="active",
-    plan="pro",
-    currency="usd",
-    prices=("price_base", "price_metered"),
-    metered_item="si_2",
-    meter="credits",
-    current=period("2026-03-10T09:30:00", "2026-04-10T09:30:00"),
+SUBSCRIPTION = make_subscription(
+    utc("2026-03-10T09:30:00"),
+    utc("2026-04-10T09:30:00"),
     anchor=utc("2026-01-10T09:30:00"),
-    interval=Interval.MONTH,
-    interval_count=1,
     started_at=utc("2026-01-10T09:30:00"),
-    cancel_at=None,
-    ended_at=None,
-    trial_start=None,
-    trial_end=None,
     synced_at=utc("2026-03-11T00:00:00"),
 )
 

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from meterline.catalog import load_meters
-from meterline.domain.periods import Interval, Period
 from meterline.domain.subscriptions import Subscription
 from meterline.errors import BillingUnavailableError
 from meterline.services.reconcile_customers import ReconcileCustomers
 from meterline.services.reconcile_usage import MeterBooks
+from tests.dashboard_fakes import make_subscription
 
 NOW = datetime(2026, 11, 22, 10, 30, tzinfo=UTC)
 START = datetime(2026, 11, 1, tzinfo=UTC)
@@ -25,25 +25,7 @@ class Customers:
         return SimpleNamespace(id=customer, billing_customer=f"cus_{customer}")
 
     def get_subscription(self, customer: str) -> Subscription:
-        return Subscription(
-            id="sub",
-            status="active",
-            plan="pro",
-            currency="usd",
-            prices=(),
-            metered_item="si",
-            meter="credits",
-            current=Period(START, START + timedelta(days=30)),
-            anchor=START,
-            interval=Interval.MONTH,
-            interval_count=1,
-            started_at=START,
-            cancel_at=None,
-            ended_at=None,
-            trial_start=None,
-            trial_end=None,
-            synced_at=NOW,
-        )
+        return make_subscription(START, START + timedelta(days=30))
 
     def has_usage(self, customer: str, meter: str, start: datetime, end: datetime) -> bool:
         return False

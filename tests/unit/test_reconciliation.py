@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from meterline.domain.dropped import DroppedUsage
 from meterline.domain.emission import BatchDue, DeadLetters, EmissionEntry
-from meterline.domain.periods import Interval, Period
+from meterline.domain.periods import Period
 from meterline.domain.reconciliation import (
     BatchRecord,
     Cause,
@@ -22,6 +22,7 @@ from meterline.domain.reconciliation import (
 from meterline.domain.sending import BatchSending, Progress
 from meterline.domain.subscriptions import Subscription
 from meterline.services.reconcile_usage import spans_of
+from tests.dashboard_fakes import make_subscription
 
 NOW = datetime(2026, 11, 22, 10, 30, tzinfo=UTC)
 KEY = HourKey("acme", "credits", NOW.replace(minute=0) - timedelta(hours=3))
@@ -144,26 +145,7 @@ def test_a_batch_that_nobody_began_is_pending() -> None:
 
 
 def subscription(current: Period, *past: Period) -> Subscription:
-    return Subscription(
-        id="sub",
-        status="active",
-        plan="pro",
-        currency="usd",
-        prices=(),
-        metered_item="si",
-        meter="credits",
-        current=current,
-        anchor=current.start,
-        interval=Interval.MONTH,
-        interval_count=1,
-        started_at=current.start,
-        cancel_at=None,
-        ended_at=None,
-        trial_start=None,
-        trial_end=None,
-        synced_at=NOW,
-        past=past,
-    )
+    return make_subscription(current.start, current.end, past=past)
 
 
 def days_ago(days: float) -> datetime:
