@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -14,8 +17,11 @@ from hypothesis import strategies as st
 from meterline.adapters.dynamodb_ledger import DynamoLedger
 from meterline.domain.period_usage import Count, DayCount
 from meterline.domain.periods import Period
+from meterline.domain.usage import EventKey, LedgerEntry
 from meterline.schemas.export import COLUMNS, read_span, write_csv
+from meterline.schemas.traces import MAX_EVENTS_PER_PAGE, write_events
 from meterline.services.export_events import ExportEvents, ExportPart, plan_windows
+from meterline.services.trace_usage import EventPage, InvoiceEvents
 from tests.dashboard_fakes import FakeUsage, make_entry
 
 START = datetime(2026, 11, 3, 9, 23, 41, tzinfo=UTC)
@@ -86,6 +92,56 @@ def test_a_members_file_ends_after_so_many_events_of_others_and_the_next_one_goe
         seen += [entry.key.id for entry in part.entries]
         start = part.next_start
     assert seen == ["u_3", "u_500", "u_999"]
+
+
+MAX_ANSWER_BYTES = 6_291_556
+"""Of a function's answer, all of it as JSON (Lambda quotas)."""
+LONG = [
+    replace(
+        make_entry(START + timedelta(seconds=place), user=letter * 128, action=letter * 128),
+        key=EventKey("acme", letter * 200, f"{place:06}" + letter * 194),
+        usage={f"{kind}_tokens": 123_456_789 for kind in ("input", "output", "cache_read")},
+    )
+    for letter in ("x", "\N{CJK UNIFIED IDEOGRAPH-8ACB}", '"')
+    for place in range(5_000)
+]
+
+
+def weigh_answer(body: str) -> int:
+    return len(json.dumps({"body": body}, ensure_ascii=False).encode())
+
+
+@pytest.mark.parametrize("first", [0, 5_000, 10_000])
+def test_an_answer_holds_its_file_however_long_the_names_are(first: int) -> None:
+    entries = LONG[first : first + 5_000]
+    start: datetime | None = START
+    export = ExportEvents(FakeUsage(entries))
+    seen: list[LedgerEntry] = []
+    while start is not None:
+        part = export("acme", start, PERIOD.end)
+        assert weigh_answer(write_csv(part.entries)) < MAX_ANSWER_BYTES
+        seen += part.entries
+        start = part.next_start
+    assert seen == entries
+
+
+@pytest.mark.parametrize("first", [0, 5_000, 10_000])
+def test_an_answer_holds_a_page_of_an_invoices_events_however_long_their_names_are(
+    first: int,
+) -> None:
+    entries = LONG[first : first + 5_000]
+    check = SimpleNamespace(
+        customer="acme", spans=[SimpleNamespace(period=PERIOD, meter=entries[0].meter)]
+    )
+    events = InvoiceEvents(cast(Any, None), FakeUsage(entries))
+    seen: list[LedgerEntry] = []
+    page = EventPage((), None)
+    while not seen or page.next_after is not None:
+        page = events.read_page(cast(Any, check), MAX_EVENTS_PER_PAGE, page.next_after)
+        assert weigh_answer(json.dumps(write_events(page), ensure_ascii=False)) < MAX_ANSWER_BYTES
+        assert weigh_answer(write_csv(page.entries)) < MAX_ANSWER_BYTES
+        seen += page.entries
+    assert seen == entries
 
 
 class EmptyTable:

@@ -11,9 +11,12 @@ from meterline.domain.periods import Period
 from meterline.domain.usage import LedgerEntry
 from meterline.ports import EventsInTime
 
-MAX_ROWS = 20_000
-"""Rows of a file: about 3 MB, and an answer of a function holds 6 MB (Lambda quotas)."""
-MAX_READ = 5 * MAX_ROWS
+MAX_ROWS = 10_000
+"""Rows of a file: about 3 MB."""
+MAX_BYTES = 3_500_000
+"""What the names of a file's events may weigh together. An answer of a function has at most
+6,291,556 bytes (Lambda quotas), and 200 bytes of a row are not names, 500 of an event as JSON."""
+MAX_READ = 100_000
 """Events that are read for a file: of a member's own there may be few among very many."""
 
 
@@ -65,11 +68,16 @@ class ExportEvents:
     """Reads from the ledger itself, so that every row is an event as it was accepted."""
 
     def __init__(
-        self, ledger: EventsInTime, max_rows: int = MAX_ROWS, max_read: int = MAX_READ
+        self,
+        ledger: EventsInTime,
+        max_rows: int = MAX_ROWS,
+        max_read: int = MAX_READ,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         self._ledger = ledger
         self._max_rows = max_rows
         self._max_read = max_read
+        self._max_bytes = max_bytes
 
     def __call__(
         self, customer: str, start: datetime, end: datetime, *, user: str | None = None
@@ -79,12 +87,30 @@ class ExportEvents:
         A part ends between two milliseconds, so that no event is in two parts or in none.
         """
         taken: list[LedgerEntry] = []
-        last = start
+        weight, last = 0, start
         for read, entry in enumerate(self._ledger.events_between(customer, start, end)):
-            is_full = len(taken) >= self._max_rows or read >= self._max_read
+            is_full = (
+                len(taken) >= self._max_rows or read >= self._max_read or weight >= self._max_bytes
+            )
             if is_full and entry.at > last:
                 return ExportPart(tuple(taken), entry.at)
             last = entry.at
             if user is None or entry.user == user:
                 taken.append(entry)
+                weight += weigh_names(entry)
         return ExportPart(tuple(taken), None)
+
+
+def weigh_names(entry: LedgerEntry) -> int:
+    """How many bytes of an answer an event's names take.
+
+    The answer is text within JSON, where a quotation mark of a file or of JSON takes four bytes.
+    """
+    names = (
+        *(entry.key.source, entry.key.id, entry.user, entry.action, entry.provider, entry.model),
+        *(entry.rate_card, entry.tier, entry.status, entry.response_id),
+        *(entry.usage or ()),
+    )
+    return sum(
+        len(name.encode()) + 3 * name.count('"') + 3 * name.count("\\") for name in names if name
+    )

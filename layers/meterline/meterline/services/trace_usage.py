@@ -24,6 +24,7 @@ from meterline.ports import (
     LedgerEntries,
     SendingRecords,
 )
+from meterline.services.export_events import MAX_BYTES, weigh_names
 
 MAX_INVOICE_CHARS = 255
 """Of an invoice's id: as many as the billing layer's ids have at most."""
@@ -118,13 +119,16 @@ class InvoiceEvents:
         return check
 
     def read_page(self, check: InvoiceCheck, limit: int, after: Place | None = None) -> EventPage:
-        """Up to `limit` of the events behind an invoice, from behind that place on."""
+        """Up to `limit` of the events behind an invoice, from behind that place on; as many as
+        one answer holds."""
         taken: list[tuple[int, LedgerEntry]] = []
+        weight = 0
         for index, entry in self._each_event(check, after):
-            if len(taken) == limit:
+            if len(taken) == limit or weight >= MAX_BYTES:
                 line, last = taken[-1]
                 return EventPage(_entries(taken), Place(line, last.at, last.key.text))
             taken.append((index, entry))
+            weight += weigh_names(entry)
         return EventPage(_entries(taken), None)
 
     def _each_event(
