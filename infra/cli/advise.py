@@ -11,7 +11,7 @@ version of its start, so a plan changes its meter between two periods and never 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -30,12 +30,11 @@ from infra.cli.advisor import (
     count_quantity,
     find_quota,
 )
-from infra.cli.past_usage import CsvDefaults, Gaps, PastEvent, read_csv, read_entries
+from infra.cli.past_usage import CsvDefaults, Gaps, PastEvent, read_csv, read_ledger
 from infra.cli.provider_costs import ProviderCosts
 from infra.cli.stack_access import choose_customers, open_stack, stack_option
 from meterline.adapters.dynamodb_accounts import DynamoAccounts
 from meterline.adapters.dynamodb_catalog import DynamoPlans, DynamoRateCards
-from meterline.adapters.dynamodb_ledger import DynamoLedger
 from meterline.adapters.dynamodb_totals import DynamoTotals
 from meterline.adapters.dynamodb_wire import DynamoWire
 from meterline.catalog import InvalidCatalogError, load_meters, load_plans, read_plans_text
@@ -45,7 +44,6 @@ from meterline.domain.measuring import floor_hour
 from meterline.domain.pricing import Plan, price, total_minor
 from meterline.domain.rating import RateCard
 
-_PAGE = 100
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -147,8 +145,20 @@ def metric(
 
 
 @command.command("quota")
-@click.option("--percentile", type=click.IntRange(1, 100), default=95, show_default=True)
-@click.option("--days", type=click.IntRange(30, 730), default=90, show_default=True)
+@click.option(
+    "--percentile",
+    type=click.IntRange(1, 100),
+    default=95,
+    show_default=True,
+    help="How many of a hundred customers it is to cover.",
+)
+@click.option(
+    "--days",
+    type=click.IntRange(30, 730),
+    default=90,
+    show_default=True,
+    help="How far totals are read back, in whole months of 30 days.",
+)
 @click.option(
     "--meter",
     "meter_id",
@@ -170,7 +180,8 @@ def quota(stack_name: str, percentile: int, days: int, meter_id: str) -> None:
         for place in range(days // 30)
     ]
     highest = []
-    for customer in choose_customers(accounts, []):
+    known = choose_customers(accounts, [])
+    for customer in track(known, "customers", console=Console(stderr=True), transient=True):
         used = max(totals.sum_hours(customer, meter.id, *window).sub_units for window in windows)
         if used:
             highest.append(meter.from_sub_units(used))
@@ -258,13 +269,13 @@ def _read_events(
     csv_path: Path | None,
     provider: str | None,
     model: str | None,
-    customers: Iterable[str],
+    customers: Sequence[str],
     days: int,
     gaps: Gaps,
 ) -> Iterator[PastEvent]:
     if csv_path is not None:
         return read_csv(csv_path, CsvDefaults(provider=provider, model=model), gaps)
-    return _read_ledger(stack_name, customers, days)
+    return read_ledger(stack_name, customers, days)
 
 
 def _without_repeats(events: Iterable[PastEvent], plan: Plan, gaps: Gaps) -> Iterator[PastEvent]:
@@ -274,16 +285,6 @@ def _without_repeats(events: Iterable[PastEvent], plan: Plan, gaps: Gaps) -> Ite
             gaps.add(f"reported for {event.meter}, beside {plan.meter}", event)
         else:
             yield event
-
-
-def _read_ledger(stack_name: str, customers: Iterable[str], days: int) -> Iterator[PastEvent]:
-    stack = open_stack(stack_name)
-    wire = stack.wire()
-    ledger = DynamoLedger(wire, stack.table("Events"))
-    end = datetime.now(UTC)
-    wanted = choose_customers(DynamoAccounts(wire, stack.table("Accounts")), list(customers))
-    for customer in track(wanted, "customers", console=Console(stderr=True), transient=True):
-        yield from read_entries(ledger.events_between(customer, end - timedelta(days=days), end))
 
 
 def _open_catalog(stack_name: str, csv_path: Path | None) -> OperatorCatalog:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import boto3
 import click
+from rich.console import Console
+from rich.progress import Progress
 
 from infra.cli.operator import Trail, actor_option, reason_options
 from infra.cli.stack_access import Stack, choose_customers, open_stack, stack_option
@@ -86,7 +88,7 @@ def reconcile(
         inbox=SqsEmissionInbox(queue_url, dead_url, lambda: sqs),
     )
     accounts = DynamoAccounts(wire, stack.table("Accounts"))
-    customers = tuple(choose_customers(accounts, customers)) if customers else ()
+    wanted = choose_customers(accounts, customers)
     list_after_end = make_list_after_end(
         wire,
         stripe_access,
@@ -95,9 +97,18 @@ def reconcile(
         totals_table=stack.table("Totals"),
         emissions_table=stack.table("Emissions"),
     )
-    run = ReconcileCustomers(
+    service = ReconcileCustomers(
         accounts, accounts, counted, job, load_meters(), list_after_end=list_after_end
-    )(datetime.now(UTC), customers=customers, repair=repair, closely=closely)
+    )
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("customers", total=len(wanted))
+        run = service(
+            datetime.now(UTC),
+            customers=wanted,
+            repair=repair,
+            closely=closely,
+            progress=lambda: bar.advance(task),
+        )
     for books in run.books:
         if not books.agrees:
             click.echo(

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
 from infra.cli.operator import Trail, reason_options
-from infra.cli.past_usage import CsvDefaults, Gaps, PastEvent, read_csv, read_entries
+from infra.cli.past_usage import CsvDefaults, Gaps, PastEvent, read_csv, read_ledger
 from infra.cli.stack_access import choose_customers, open_stack, stack_option
 from meterline.adapters.dynamodb_accounts import DynamoAccounts
 from meterline.adapters.dynamodb_controls import DynamoControls
 from meterline.adapters.dynamodb_guardrails import DynamoGuardrails
-from meterline.adapters.dynamodb_ledger import DynamoLedger
 from meterline.adapters.eventbridge_bus import EventBridgeBus
 from meterline.catalog import load_meters
 from meterline.catalog.guardrails import load_breaker_rule
@@ -26,8 +25,6 @@ from meterline.errors import RejectedEventError
 from meterline.services.freeze_customer import FreezeCustomer
 from meterline.services.unfreeze_customer import UnfreezeCustomer
 
-_PAGE = 100
-
 
 @click.group("breaker")
 def command() -> None:
@@ -35,7 +32,12 @@ def command() -> None:
 
 
 @command.command("replay")
-@click.option("--csv", "csv_file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--csv",
+    "csv_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Read a CSV file, not the ledger.",
+)
 @click.option("--provider", default="openai", show_default=True, help="Of rows that name none.")
 @click.option("--model", default="gpt-4o", show_default=True, help="Of rows that name none.")
 @click.option(
@@ -43,7 +45,7 @@ def command() -> None:
     type=click.IntRange(1, 3650),
     default=60,
     show_default=True,
-    help="Of the ledger, up to now.",
+    help="How far the ledger is read back.",
 )
 @click.option(
     "--meter",
@@ -70,9 +72,9 @@ def replay(
     meter = load_meters()[meter_id]
     gaps = Gaps()
     if csv_file is not None:
-        past: Iterable[PastEvent] = read_csv(csv_file, CsvDefaults("all", provider, model), gaps)
+        past = read_csv(csv_file, CsvDefaults("all", provider, model), gaps)
     else:
-        past = _read_ledger(stack_name, customers, days)
+        past = read_ledger(stack_name, customers, days)
     uses = collect_uses(past, meter, gaps)
     rule = load_breaker_rule()
     frozen = 0
@@ -163,13 +165,3 @@ def _describe(replayed: ReplayedTrip, meter: Meter) -> str:
         f"{datetime.fromtimestamp(replayed.at_s, UTC):%Y-%m-%dT%H:%M:%SZ}  {hour:,f} {meter.unit}s "
         f"within an hour; typical day {typical:,f}, stops at {threshold:,f}"
     )
-
-
-def _read_ledger(stack_name: str, customers: tuple[str, ...], days: int) -> Iterator[PastEvent]:
-    stack = open_stack(stack_name)
-    wire = stack.wire()
-    ledger = DynamoLedger(wire, stack.table("Events"))
-    accounts = DynamoAccounts(wire, stack.table("Accounts"))
-    end = datetime.now(UTC)
-    for customer in choose_customers(accounts, customers):
-        yield from read_entries(ledger.events_between(customer, end - timedelta(days=days), end))

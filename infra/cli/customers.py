@@ -31,8 +31,6 @@ from meterline.services.measure_period import MeasurePeriod
 from meterline.services.preview_invoice import NothingToBillError, PreviewInvoice
 from meterline.services.sync_subscriptions import SyncSubscriptions
 
-_PAGE = 100
-
 
 @click.group("customers")
 def command() -> None:

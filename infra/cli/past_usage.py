@@ -8,13 +8,19 @@ some clouds publish them, is read too, with provider, model and customer given f
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
+from rich.console import Console
+from rich.progress import track
+
+from infra.cli.stack_access import choose_customers, open_stack
+from meterline.adapters.dynamodb_accounts import DynamoAccounts
+from meterline.adapters.dynamodb_ledger import DynamoLedger
 from meterline.domain.rating import TOKEN_KINDS
 from meterline.domain.usage import LedgerEntry
 
@@ -60,7 +66,7 @@ class CsvDefaults:
     model: str | None = None
 
 
-def read_entries(entries: Iterable[LedgerEntry]) -> Iterator[PastEvent]:
+def _read_entries(entries: Iterable[LedgerEntry]) -> Iterator[PastEvent]:
     """The ledger's entries as past events."""
     for entry in entries:
         yield PastEvent(
@@ -74,6 +80,17 @@ def read_entries(entries: Iterable[LedgerEntry]) -> Iterator[PastEvent]:
             entry.meter,
             entry.quantity,
         )
+
+
+def read_ledger(stack_name: str, customers: Sequence[str], days: int) -> Iterator[PastEvent]:
+    """What a stack's ledger holds of the last `days` of `customers`, or of all without any."""
+    stack = open_stack(stack_name)
+    wire = stack.wire()
+    ledger = DynamoLedger(wire, stack.table("Events"))
+    end = datetime.now(UTC)
+    wanted = choose_customers(DynamoAccounts(wire, stack.table("Accounts")), customers)
+    for customer in track(wanted, "customers", console=Console(stderr=True), transient=True):
+        yield from _read_entries(ledger.events_between(customer, end - timedelta(days=days), end))
 
 
 def read_csv(path: Path, defaults: CsvDefaults, gaps: Gaps) -> Iterator[PastEvent]:

@@ -56,6 +56,7 @@ def test_a_customer_that_cannot_be_compared_costs_no_other_one_its_turn() -> Non
     customers = cast(Any, Customers())
     comparison = Comparison()
     looked: list[tuple[str, datetime]] = []
+    told: list[None] = []
     run = ReconcileCustomers(
         customers,
         customers,
@@ -64,13 +65,13 @@ def test_a_customer_that_cannot_be_compared_costs_no_other_one_its_turn() -> Non
         load_meters(),
         list_after_end=lambda customer, now: looked.append((customer, now)),
         threads=2,
-    )(NOW, customers=["alpha", "beta", "gamma", "delta"])
+    )(NOW, customers=["alpha", "beta", "gamma", "delta"], progress=lambda: told.append(None))
     assert [books.customer for books in run.books] == ["beta", "delta"]
     assert run.failed == {
         "alpha": "BillingUnavailableError: Stripe: 503",
         "gamma": "ValueError: not an event's identifier",
     }
-    assert (run.customers, run.left) == (4, None)
+    assert (run.customers, run.left, len(told)) == (4, None, 4)
     assert comparison.unknown == {"alpha": (), "beta": {START}, "gamma": (), "delta": ()}
     assert sorted(looked) == [(name, NOW) for name in ("alpha", "beta", "delta", "gamma")]
 

@@ -62,8 +62,10 @@ class ReconcileCustomers:
         repair: bool = True,
         closely: bool = False,
         has_time: Callable[[], bool] = lambda: True,
+        progress: Callable[[], object] = lambda: None,
     ) -> Reconciliation:
-        """Compare `customers`, or all behind `after`; stops where `has_time` says no.
+        """Compare `customers`, or all behind `after`; stops where `has_time` says no, and calls
+        `progress` after each one.
 
         One customer that cannot be compared costs no other one its turn.
         """
@@ -89,6 +91,7 @@ class ReconcileCustomers:
                         run.books += future.result()
                     except Exception as error:  # noqa: BLE001 - told of, and one customer's alone
                         run.failed[name] = f"{type(error).__name__}: {error}"
+                    progress()
                 after = page[-1]
         return run
 
