@@ -14,7 +14,7 @@ from meterline.adapters.dynamodb_key_calls import DynamoKeyCalls
 from meterline.adapters.dynamodb_wire import DynamoWire
 from meterline.domain.api_keys import ApiKey, Scope, hash_key
 from meterline.domain.customers import Customer
-from meterline.errors import StorageUnavailableError
+from meterline.errors import StorageUnavailableError, SupersededError
 from tests.integration.storage.conftest import FaultProxy
 from tests.integration.storage.stores import Store
 
@@ -102,6 +102,19 @@ def test_a_key_is_rotated_in_one_write_with_its_end_and_its_rate(
     accounts.rotate_key(ending, new)
     assert wire.operations == ["TransactWriteItems"]
     assert (accounts.find(old.hash), accounts.find(new.hash)) == (ending, new)
+
+
+def test_a_key_that_was_revoked_is_not_rotated_back_by_somebody_who_has_not_heard(
+    store: Store, customer: str
+) -> None:
+    accounts = store.accounts()
+    key = ApiKey(hash_key(customer), "backend", frozenset({Scope.USAGE}), NOW)
+    revoked = replace(key, revoked_at=NOW)
+    accounts.add_key(revoked)
+    new = replace(key, hash=hash_key(f"{customer} new"))
+    with pytest.raises(SupersededError):
+        accounts.rotate_key(replace(key, expires_at=NOW + timedelta(7)), new)
+    assert (accounts.find(key.hash), accounts.find(new.hash)) == (revoked, None)
 
 
 def test_calls_of_a_key_are_counted_together_slot_by_slot(store: Store, customer: str) -> None:

@@ -92,9 +92,18 @@ class DynamoAccounts:
         self._wire.call("PutItem", self._write_key(key))
 
     def rotate_key(self, old: ApiKey, new: ApiKey) -> None:
-        """Keep both as they are now, or neither."""
-        puts = [{"Put": self._write_key(key)} for key in (old, new)]
-        self._wire.call("TransactWriteItems", {"TransactItems": puts})
+        """Keep both as they are now, or neither: `SupersededError` where the old one is revoked.
+
+        Who rotates read it from the index, which may not have heard of that.
+        """
+        unless_revoked = {"ConditionExpression": "attribute_not_exists(revoked_at)"}
+        puts = [{"Put": self._write_key(old) | unless_revoked}, {"Put": self._write_key(new)}]
+        try:
+            self._wire.call("TransactWriteItems", {"TransactItems": puts})
+        except TransactionCanceledError as error:
+            if "ConditionalCheckFailed" in error.reasons:
+                raise SupersededError(f"the key {old.name} is revoked") from None
+            raise
 
     def _write_key(self, key: ApiKey) -> dict[str, Any]:
         item: dict[str, Any] = {
