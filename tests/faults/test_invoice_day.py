@@ -67,7 +67,18 @@ def test_a_draft_that_equals_the_ledger_is_left_to_go(office: Office) -> None:
     assert office.look(draft.id).check.state is CheckState.FINAL
 
 
-def test_a_draft_that_differs_is_held_until_what_was_missing_has_arrived(office: Office) -> None:
+@pytest.fixture(params=[False, True], ids=["still", "following"])
+def office_of_drafts(planned: Surroundings, request: pytest.FixtureRequest) -> Iterator[Office]:
+    """At a Stripe whose drafts show what was counted when they were made, or what is by now."""
+    planned.local.configure(drafts_follow=request.param)
+    yield Office(World(planned, START))
+    planned.local.configure(drafts_follow=False)
+
+
+def test_a_draft_that_differs_is_held_until_what_was_missing_has_arrived(
+    office_of_drafts: Office,
+) -> None:
+    office = office_of_drafts
     use(office.world, "1500")
     use(office.world, "300", sent=False)
     draft = office.go_to_renewal()
@@ -91,15 +102,6 @@ def test_a_draft_that_differs_is_held_until_what_was_missing_has_arrived(office:
     assert final.total == price("1800") + PRO.base_fee_minor
 
 
-@pytest.fixture
-def drafts_stand_still(planned: Surroundings) -> Iterator[None]:
-    """Drafts show what was counted when they were made, until they are final."""
-    planned.local.configure(drafts_follow=False)
-    yield
-    planned.local.configure(drafts_follow=True)
-
-
-@pytest.mark.usefixtures("drafts_stand_still")
 @pytest.mark.parametrize("second", [0, 7])
 def test_a_draft_that_was_made_too_early_goes_once_the_rest_is_counted(
     planned: Surroundings, second: int
@@ -123,7 +125,6 @@ def test_a_draft_that_was_made_too_early_goes_once_the_rest_is_counted(
     assert office.items() == []
 
 
-@pytest.mark.usefixtures("drafts_stand_still")
 def test_a_draft_stays_held_while_its_last_minute_goes_on(planned: Surroundings) -> None:
     office = Office(World(planned, START + timedelta(seconds=50)))
     use(office.world, "1500", sent=False)

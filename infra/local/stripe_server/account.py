@@ -38,7 +38,7 @@ class Settings:
     """How long one meter event holds its customer and meter; a second call meanwhile gets 409."""
     draft_s: int = 3600
     """How long a draft of a subscription waits before it is finalised."""
-    drafts_follow: bool = True
+    drafts_follow: bool = False
     """Whether a draft shows usage that came since it was made; finalisation counts it anyway."""
     upcoming_s: int = 7 * 86_400
     """How long before a renewal `invoice.upcoming` is sent."""
