@@ -10,14 +10,17 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.data_classes import APIGatewayProxyEventV2
+from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from meterline.catalog import CATALOG_DIR, InvalidCatalogError, load_meters, load_plans
 from meterline.catalog.changelog import load_changelog, read_changelog
 from meterline.domain.limits import Limits, MoneyLimit
 from meterline.domain.pricing import CurrencyOption
+from meterline.errors import InvalidRequestError, UnreadablePageCallError
 from meterline.pages import Pages
-from meterline.pages.answers import PageAnswers, read_cookies
+from meterline.pages.answers import PageAnswers, make_pages_app, read_cookies, read_form
 from meterline.pages.charts import draw_days
 from meterline.pages.formats import format_money, format_quantity, format_rate
 from meterline.services.show_usage import DayUsage, ShowUsage
@@ -144,6 +147,34 @@ def test_cookies_are_read_from_the_list_and_from_the_header() -> None:
     for found in (event({}, ["a=1", "b=2"]), event({"cookie": 'x="; a=1; b=2; a=3'})):
         cookies = read_cookies(found)
         assert (cookies["a"], cookies["b"]) == ("1", "2")
+
+
+@pytest.mark.parametrize("body", ["stop_at=%ff", "/w==", "c3RvcF9hdD3/", "c3RvcF9hdD0"])
+def test_a_form_whose_bytes_are_no_text_is_refused(body: str) -> None:
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    call = {**event(headers).raw_event, "body": body, "isBase64Encoded": "%" not in body}
+    with pytest.raises(UnreadablePageCallError) as refused:
+        read_form(APIGatewayProxyEventV2(call))
+    assert refused.value.status == 400
+
+
+def test_a_dashboard_whose_plan_is_gone_says_so() -> None:
+    pages = Pages()
+    app = make_pages_app(Logger(), pages, PageAnswers(pages, ()))
+
+    @app.get("/settings/usage")
+    def get_usage() -> None:
+        raise InvalidRequestError("no_terms", "There is no plan pro.", status=409)
+
+    call = {
+        "version": "2.0",
+        "rawPath": "/settings/usage",
+        "headers": {},
+        "requestContext": {"http": {"method": "GET"}, "stage": "$default"},
+    }
+    answer = app.resolve(call, LambdaContext())
+    assert answer["statusCode"] == 409
+    assert "There is no plan pro." in answer["body"]
 
 
 def test_what_customers_and_senders_write_is_escaped() -> None:

@@ -15,6 +15,7 @@ from aws_lambda_powertools.utilities.data_classes import APIGatewayProxyEventV2
 
 from meterline.errors import (
     ForbiddenError,
+    InvalidRequestError,
     LinkUsedError,
     NotFoundError,
     StorageUnavailableError,
@@ -141,6 +142,10 @@ def make_pages_app(logger: Logger, pages: Pages, answers: PageAnswers) -> APIGat
         NoSuchRouteError: lambda _: answers.page(
             pages.draw_told("Not found", "There is nothing at this address."), status=404
         ),
+        # Such as a plan that is in the catalog no more.
+        InvalidRequestError: lambda error: answers.page(
+            pages.draw_told("That cannot be shown", str(error)), status=error.status
+        ),
         UnreadablePageCallError: lambda error: answers.page(
             pages.draw_told("That cannot be read", str(error)), status=error.status
         ),
@@ -180,10 +185,10 @@ def read_form(event: APIGatewayProxyEventV2) -> Mapping[str, str]:
     content_type = (event.headers.get("content-type") or "").partition(";")[0].strip().lower()
     if content_type != _FORM_TYPE:
         raise UnreadablePageCallError("Send a form.", 415)
-    body = event.decoded_body or ""
-    if len(body) > _MAX_FORM_CHARS:
-        raise UnreadablePageCallError("The form is too large.", 413)
     try:
+        body = event.decoded_body or ""
+        if len(body) > _MAX_FORM_CHARS:
+            raise UnreadablePageCallError("The form is too large.", 413)
         fields = parse_qsl(body, keep_blank_values=True, max_num_fields=20, errors="strict")
     except ValueError:
         raise UnreadablePageCallError("The form cannot be read.") from None
