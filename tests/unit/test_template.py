@@ -314,6 +314,19 @@ def test_every_profile_deploys_the_stage_of_its_name(profile: str) -> None:
         assert override.partition("=")[0] in MAIN["Parameters"]
 
 
+@pytest.mark.parametrize("profile", ["staging", "production"])
+def test_every_secret_that_a_person_makes_is_the_stages_own(profile: str) -> None:
+    settings = tomllib.loads((REPOSITORY / "samconfig.toml").read_text())[profile]
+    named = dict(
+        override.split("=", 1)
+        for override in settings["deploy"]["parameters"]["parameter_overrides"]
+    )
+    secrets = [name for name in MAIN["Parameters"] if name.endswith("SecretName")]
+    assert len(secrets) >= 3
+    for name in secrets:
+        assert named.get(name, "").startswith(f"meterline/{profile}/"), name
+
+
 def test_the_dashboard_shows_only_facts_that_functions_tell() -> None:
     [(_file, _name, dashboard)] = find_resources("AWS::CloudWatch::Dashboard")
     body = json.loads(str(dashboard["Properties"]["DashboardBody"]["Fn::Sub"]))
