@@ -726,6 +726,3 @@ _SHAPES: Mapping[str, tuple[_Shape, ...]] = {
     "vercel": _GATEWAY,
     "x-ai": _OPENAI_ALIKE,
 }
-
-PROVIDERS = frozenset({*_SHAPES, "replicate"})
-"""The providers that can be read."""

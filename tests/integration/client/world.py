@@ -55,7 +55,6 @@ class World:
         self.ledger = ledger
         self.signals: Counter[str] = Counter()
         self._signal_lock = threading.Lock()
-        self._signalled = threading.Condition(self._signal_lock)
         self.settings = MeterSettings(
             endpoint=ledger.url,
             api_key="test-key",
@@ -74,14 +73,8 @@ class World:
         return Meter(self.settings._replace(**changes), on_signal=self._count)
 
     def _count(self, signal: Any) -> None:
-        with self._signalled:
+        with self._signal_lock:
             self.signals[signal.name] += 1
-            self._signalled.notify_all()
-
-    def wait_for_signal(self, name: str, timeout_s: float = 60.0) -> bool:
-        """Wait until a signal was raised; say whether it was."""
-        with self._signalled:
-            return self._signalled.wait_for(lambda: self.signals[name] > 0, timeout_s)
 
     def anthropic(self, **options: Any) -> Anthropic:
         """A metered Anthropic client."""

@@ -27,7 +27,6 @@ class JsonCallSigner:
     def __init__(self, service: str, region: str, host: str, path: str) -> None:
         self._service = service
         self._region = region
-        self._host = host
         self._head = f"POST\n{quote(path, safe='/~')}\n\ncontent-type:{_CONTENT_TYPE}\nhost:{host}"
         self._key: tuple[str, str, bytes] = ("", "", b"")
 
