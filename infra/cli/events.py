@@ -43,11 +43,11 @@ def of_invoice(stack_name: str, invoice: str, form: str) -> None:
     if check is None:
         raise click.ClickException(f"{invoice} was never compared with the ledger")
     ledger = DynamoLedger(wire, stack.table("Events"))
-    for span in check.spans:
+    for place, span in enumerate(check.spans):
         found = ledger.events_between(check.customer, span.period.start, span.period.end)
         entries = [entry for entry in found if entry.meter == span.meter]
         if form == "csv":
-            click.echo(write_csv(entries), nl=False)
+            click.echo(write_csv(entries, header=place == 0), nl=False)
         else:
             for line in sorted(write_event_line(entry) for entry in entries):
                 click.echo(line)

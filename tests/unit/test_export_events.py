@@ -173,3 +173,10 @@ def test_rows_are_exact_and_quoted() -> None:
     assert (row["quantity"], row["user"]) == ("1200.5", "")
     assert row["action"] == 'say "hi", twice\nthen go'
     assert row["time"] == "2026-11-03T09:23:41.000Z"
+
+
+def test_the_events_of_two_lines_are_one_file_with_one_header() -> None:
+    first, second = (make_entry(START + timedelta(hours=each)) for each in (0, 1))
+    text = write_csv([first]) + write_csv([second], header=False)
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [row["id"] for row in rows] == [first.key.id, second.key.id]

@@ -20,11 +20,12 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet takes for a formula (OWASP, CSV injection)."""
 
 
-def write_csv(entries: Iterable[LedgerEntry]) -> str:
-    """A header and a row for each event; times in UTC, quantities exact."""
+def write_csv(entries: Iterable[LedgerEntry], *, header: bool = True) -> str:
+    """A header, if it is wanted, and a row for each event; times in UTC, quantities exact."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(COLUMNS)
+    if header:
+        writer.writerow(COLUMNS)
     for entry in entries:
         usage = entry.usage or {}
         writer.writerow(
