@@ -254,6 +254,7 @@ def subscription(
     cancel_at: int | None = None,
     ended_at: int | None = None,
     created: int = 0,
+    status: str = "active",
 ) -> dict[str, Any]:
     item = {
         "id": "si_1",
@@ -268,7 +269,7 @@ def subscription(
         },
     }
     listed = {"object": "list", "data": [item], "has_more": False, "url": "/v1/x"}
-    told = {"id": "sub_1", "object": "subscription", "items": listed}
+    told = {"id": "sub_1", "object": "subscription", "status": status, "items": listed}
     return {**told, "cancel_at": cancel_at, "ended_at": ended_at}
 
 
@@ -297,6 +298,14 @@ def test_usage_is_billed_from_the_current_periods_start_on() -> None:
     assert [method for method, *_ in http.asked] == ["get", "get"]
     assert "customer=cus_1" in http.asked[0][1]
     assert "status=draft" in http.asked[1][1]
+
+
+def test_a_subscription_whose_first_payment_never_came_bills_nothing() -> None:
+    expired = subscription(*PERIOD, ended_at=NOW_S - 7200, status="incomplete_expired")
+    billing, _ = make_billing(page(expired), page(), page(expired))
+    answer = billing.billable_from("cus_1")
+    assert isinstance(answer, NotBilled)
+    assert answer.code is RefusalCode.NO_SUBSCRIPTION
 
 
 def test_the_answer_is_kept_for_an_hour_but_not_beyond_the_periods_end() -> None:

@@ -328,6 +328,10 @@ def _causes(error: BaseException) -> Iterable[BaseException]:
 def _metered_items(
     client: stripe.StripeClient, subscription: stripe.Subscription
 ) -> list[stripe.SubscriptionItem]:
+    """None of a subscription whose first payment never came: it is listed with those that are not
+    cancelled, and bills nothing any more (API reference, subscriptions)."""
+    if subscription.status == "incomplete_expired":
+        return []
     return [
         item
         for item in list_items(client, subscription)
