@@ -88,8 +88,6 @@ def main(once: bool, trace: Path | None, calls: int, seed: int) -> None:
     except KeyboardInterrupt:
         console.print("\nStopped; nothing is left running.")
         sys.exit(130)
-    finally:
-        ENDPOINTS.unlink(missing_ok=True)
     sys.exit(0 if agreed else 1)
 
 
@@ -105,6 +103,9 @@ def run(*, once: bool, trace: Path | None, calls: int, seed: int) -> bool:
     # Subscriptions begin on a whole hour before the first call.
     start = model_calls[0].at.replace(minute=0, second=0, microsecond=0) - timedelta(hours=1)
     with contextlib.ExitStack() as opened:
+        # Nobody finds the addresses of a run that was killed, or of this one when it has ended.
+        ENDPOINTS.unlink(missing_ok=True)
+        opened.callback(ENDPOINTS.unlink, missing_ok=True)
         account = opened.enter_context(open_account())
         with console.status("Building, and deploying to the emulator"):
             stack = opened.enter_context(

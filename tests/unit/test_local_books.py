@@ -1,13 +1,18 @@
-"""The books that `make run` prints."""
+"""What `make run` prints and leaves: its books, and the addresses of a stack that runs."""
 
 from __future__ import annotations
 
 import io
+import signal
 from collections import Counter
 from datetime import UTC, datetime
+from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
+from infra.local import run
 from infra.local.books import Bill, Book, MeterBook, print_books
 from infra.local.stripe_account import Subscriber
 from infra.local.workload import Fate
@@ -29,3 +34,19 @@ def test_a_terminal_of_80_columns_shows_every_figure_whole() -> None:
         assert figure in text
     assert "0 of 1 customers agree" in text
     assert "acme: outcomes: expected 1 events" in text
+
+
+def test_a_trace_that_cannot_be_read_leaves_the_addresses_of_a_stack_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoints, trace = tmp_path / "endpoints.json", tmp_path / "trace.csv"
+    endpoints.write_text("{}")
+    trace.write_text("a,b\n1,2\n")
+    monkeypatch.setattr(run, "ENDPOINTS", endpoints)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ended = CliRunner().invoke(run.main, ["--trace", str(trace)])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.exit_code == 2, ended.output
+    assert endpoints.exists()
