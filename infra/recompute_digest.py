@@ -4,8 +4,8 @@
 
 prints each meter, how many events it has, and their digest: the SHA-256 over one line for each
 event, sorted as bytes. The invoice says the same, or the list and the bill do not belong together.
-Where an invoice has two lines of one meter, as when its plan changed within the period, leave in the
-file what lies in one line's period.
+Where an invoice has two lines of one meter, as when its plan changed within the period, leave in
+the file what lies in one line's period.
 """
 
 from __future__ import annotations
