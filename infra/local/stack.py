@@ -285,10 +285,7 @@ class LocalStack:
         )
 
     def _prepare_notifications(self) -> None:
-        """Nobody is told anything until a test or a run says where; mail goes to the emulator."""
-        self.client("secretsmanager").create_secret(
-            Name="meterline/notifications", SecretString="{}"
-        )
+        """Mail goes to the emulator."""
         self.client("ses").verify_domain_identity(Domain="meterline.example")
 
     def store_webhook_secrets(self, secrets: Mapping[str, str]) -> None:

@@ -42,7 +42,7 @@ def receiver(stack: LocalStack) -> Iterator[Receiver]:
                 "webhook_secret": SECRET,
             }
         )
-        secret = {"SecretId": "meterline/notifications"}
+        secret = {"SecretId": stack.outputs["NotificationsSecret"]}
         stack.client("secretsmanager").put_secret_value(**secret, SecretString=text)
         yield receiver
         stack.client("secretsmanager").put_secret_value(**secret, SecretString="{}")

@@ -1,7 +1,7 @@
 """Where notifications go, from a secret in Secrets Manager: JSON that an operator writes.
 
 `{"slack_url": "https://…", "webhook_url": "https://…", "webhook_secret": "whsec_…"}`; what is left
-out is not told. Without the secret nothing is: notifications are still listed in the app.
+out is not told. Notifications are listed in the app, whatever it says.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from aws_lambda_powertools.utilities.parameters.exceptions import GetParameterError
-from botocore.exceptions import ClientError
 
 from meterline.ports import DeliveryFailedError
 
@@ -34,18 +33,7 @@ class SecretChannels:
         try:
             told = self._provider.get(self._secret_id, transform="json", force_fetch=True)
         except GetParameterError as error:
-            if _is_missing(error):
-                return {}
             raise DeliveryFailedError(f"the secret cannot be read: {error}") from error
         if not isinstance(told, dict):
             raise DeliveryFailedError(f"the secret {self._secret_id} is not a JSON object")
         return {str(name): str(value) for name, value in told.items()}
-
-
-def _is_missing(error: BaseException) -> bool:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ClientError):
-            return bool(cause.response["Error"].get("Code") == "ResourceNotFoundException")
-        cause = cause.__cause__ or cause.__context__
-    return False
