@@ -214,7 +214,7 @@ class Simulation:
                 self._end_day(days)
         self.row.seconds = time.monotonic() - self.began_s
         self._fill_row()
-        audit(self.service, self.customers, self.start, self.row)
+        audit(self.service, self.customers, self.row)
         self.row.seconds = time.monotonic() - self.began_s
         return self.row
 

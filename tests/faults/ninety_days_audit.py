@@ -141,7 +141,7 @@ def _width(name: str) -> int:
     return max(6, len(name)) + 1
 
 
-def audit(service: Service, customers: Sequence[Customer], start: datetime, row: Row) -> None:
+def audit(service: Service, customers: Sequence[Customer], row: Row) -> None:
     """Fill in what was billed, and say everything that is wrong."""
     direct, tables = service.wire.direct, service.store.tables
     ledger: defaultdict[str, list[LedgerEntry]] = defaultdict(list)
