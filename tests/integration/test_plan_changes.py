@@ -24,7 +24,7 @@ from meterline.domain.customers import Account, Customer
 from meterline.domain.periods import Period
 from meterline.domain.pricing import Plan, price, price_usage, total_minor
 from meterline.domain.subscriptions import Subscription, follow
-from meterline.services.show_usage import find_terms
+from meterline.services.find_terms import find_terms
 
 BEGIN = datetime(2026, 1, 31, 9, 41, 7, tzinfo=UTC)
 METERS, PLANS = load_meters(), load_plans()

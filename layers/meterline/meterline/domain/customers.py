@@ -56,3 +56,7 @@ class Account:
         """The plan that the billing layer bills; while it has named none, the one we were told."""
         told = self.subscription.plan if self.subscription is not None else None
         return told or self.customer.plan
+
+    def find_user(self, user: str) -> User | None:
+        """The user's record, if the customer has one."""
+        return next((each for each in self.users if each.id == user), None)

@@ -11,7 +11,7 @@ from meterline.domain.overviews import BillingFacts, Comparison
 from meterline.domain.periods import Period
 from meterline.errors import SupersededError
 from meterline.ports import BilledUsage, BillingStatements, Overviews, Plans
-from meterline.services.show_usage import find_terms
+from meterline.services.find_terms import find_terms
 
 SETTLING = timedelta(minutes=10)
 """For so long usage may be on its way, and Stripe's summaries behind (API reference: eventually

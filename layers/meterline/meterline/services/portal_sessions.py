@@ -10,7 +10,6 @@ from meterline.domain.customers import Role
 from meterline.domain.sessions import LINK_LIFE, Viewer
 from meterline.errors import NotFoundError
 from meterline.ports import Overviews, ViewerTokens
-from meterline.services.show_usage import find_user
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class OpenPortalSession:
         said: Role | None = role or Role.MEMBER
         if user is None:
             said = role or Role.ADMIN
-        elif find_user(overview.account, user) is not None:
+        elif overview.account.find_user(user) is not None:
             # The list says which, at every load: a role taken away there is gone at once.
             said = None
         expires_at = now + LINK_LIFE

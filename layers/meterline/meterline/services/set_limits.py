@@ -13,7 +13,7 @@ from meterline.domain.meters import Meter
 from meterline.domain.pricing import Plan
 from meterline.errors import NotFoundError
 from meterline.ports import Budgets, Overviews, Plans
-from meterline.services.show_usage import find_terms
+from meterline.services.find_terms import find_terms
 
 if TYPE_CHECKING:
     from meterline.services.authorize_usage import Measure

@@ -25,18 +25,18 @@ from meterline.domain.period_usage import (
     read_period,
     start_of_day,
 )
-from meterline.domain.periods import Period, calendar_month
-from meterline.domain.pricing import Plan, UnknownCurrencyError, price_usage, total_minor
+from meterline.domain.periods import Period
+from meterline.domain.pricing import Plan, price_usage, total_minor
 from meterline.domain.usage import MAX_AHEAD
 from meterline.errors import (
     ForbiddenError,
-    InvalidRequestError,
     NotFoundError,
     StorageError,
     StorageUnavailableError,
 )
 from meterline.ports import ComparisonRequests, EventsInTime, Overviews, Plans, UsageCounters
 from meterline.services.export_events import ExportWindow, plan_windows
+from meterline.services.find_terms import find_terms
 
 CHART_DAYS = 30
 _EDGE_PATIENCE = timedelta(seconds=60)
@@ -295,44 +295,9 @@ class ShowUsage:
         return None
 
 
-def find_terms(
-    account: Account, plans: Plans, meters: Mapping[str, Meter], now: datetime
-) -> tuple[Period, Plan, Meter, bool]:
-    """The period that runs, the plan that prices it, its meter, and whether usage is free in it.
-
-    Without a subscription the calendar month (UTC) counts. Raises `InvalidRequestError` for a plan
-    that is not in the catalog, or not in the subscription's currency.
-    """
-    subscription = account.subscription
-    period = calendar_month(now)
-    metered_since = None
-    is_free = False
-    if subscription is not None:
-        period = subscription.period_at(now) or subscription.current
-        metered_since = subscription.metered_since
-        is_free = subscription.is_trial(period) or subscription.metered_item is None
-    known = plans.at(period.start)
-    plan = known.get(account.billed_plan) or known.get(account.customer.plan)
-    if plan is None:
-        raise InvalidRequestError(
-            "no_terms", f"There is no plan {account.billed_plan}.", status=409
-        )
-    if subscription is not None:
-        try:
-            plan = plan.in_currency(subscription.currency)
-        except UnknownCurrencyError as error:
-            raise InvalidRequestError("no_terms", str(error), status=409) from error
-    return period.clip(metered_since, None) or period, plan, meters[plan.meter], is_free
-
-
 def _is_trial(account: Account, period: Period) -> bool:
     """Whether nothing at all is charged for the period."""
     return account.subscription is not None and account.subscription.is_trial(period)
-
-
-def find_user(account: Account, user: str) -> User | None:
-    """The user's record, if the customer has one."""
-    return next((each for each in account.users if each.id == user), None)
 
 
 def price_period(quantity: Decimal, plan: Plan, is_free: bool) -> Cost:
@@ -432,7 +397,7 @@ def require_role(account: Account, user: str | None, role: Role | None) -> Role:
     """What a signed-in person may see. A user of the customer's list has the role that stands
     there; without a user it is the account itself, and whoever made the session said which role."""
     if user is not None:
-        found = find_user(account, user)
+        found = account.find_user(user)
         if found is not None:
             return found.role
         if role is None:
