@@ -52,7 +52,7 @@ from tests.dynamodb_local import is_installed, run_dynamodb_local
 _API_KEY = "bench-key"
 _BATCH = 100
 _PRICED_RECORDS = 1000
-_ROUNDS = {"report": 5, "project": 5, "cold": 5}
+_ROUNDS = {"report": 5, "project": 5, "cold": 8}
 
 
 @dataclass(frozen=True, slots=True)
