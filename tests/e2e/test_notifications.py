@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import secrets
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -15,13 +13,13 @@ from typing import Any
 import pytest
 import urllib3
 
-from infra.local.stack import REPOSITORY, LocalStack
+from infra.local.stack import LocalStack
 from infra.local.stripe_account import StripeAccount
 from infra.local.stripe_server import StripeControl
 from meterline.domain.invoice_checks import HoldReason
 from meterline.domain.messages import sign_webhook
 from tests.e2e.billed import BilledUsage, await_value, make_customer
-from tests.e2e.conftest import STRIPE_KEY, Api, Webhooks
+from tests.e2e.conftest import STRIPE_KEY, Api, Run, Webhooks
 from tests.e2e.receivers import Receiver, run_receiver
 from tests.e2e.test_authorizations import set_limits
 from tests.e2e.test_books import make_event
@@ -232,26 +230,6 @@ def holding(stack: LocalStack) -> Iterator[None]:
     configure("tell")
 
 
-@pytest.fixture
-def run(stack: LocalStack, stripe_url: str) -> Callable[..., str]:
-    """Runs an operator's command on the books."""
-
-    def call(*words: str) -> str:
-        ended = subprocess.run(
-            [sys.executable, "-m", "infra.cli", "books", *words, "--stack", "meterline-local"],
-            cwd=REPOSITORY,
-            env={**stack.environment(), "STRIPE_API_KEY": STRIPE_KEY},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        return ended.stdout
-
-    return call
-
-
 def test_a_draft_far_above_the_last_one_is_told_held_and_let_go_by_an_operator(
     api: Api,
     stack: LocalStack,
@@ -259,7 +237,7 @@ def test_a_draft_far_above_the_last_one_is_told_held_and_let_go_by_an_operator(
     webhooks: Webhooks,
     receiver: Receiver,
     holding: None,
-    run: Callable[..., str],
+    run: Run,
 ) -> None:
     customer = "spiked"
     account = StripeAccount(stripe_url, STRIPE_KEY)
@@ -317,12 +295,13 @@ def test_a_draft_far_above_the_last_one_is_told_held_and_let_go_by_an_operator(
     account.advance(subscriber, renewal + timedelta(hours=3))
     assert [each.id for each in read_drafts()] == [draft.id], "Stripe's hour went by"
     told = run(
-        *("release", draft.id, "--hold", "spike", "--stripe-url", stripe_url),
+        *("books", "release", draft.id, "--hold", "spike", "--stripe-url", stripe_url),
         *("--actor", "ann", "--reason", "They know."),
     )
-    assert "goes its way" in told
+    assert "goes its way" in told.stdout
     assert read_hold() == (True, False)
-    assert f"ann\trelease invoice (spike)\t{draft.id}\treleased\tThey know." in run("audit")
+    trail = run("books", "audit").stdout
+    assert f"ann\trelease invoice (spike)\t{draft.id}\treleased\tThey know." in trail
     # Looked at again, it is neither held nor told of again.
     name = stack.outputs["SettleInvoicesFunctionName"]
     stack.client("lambda").invoke(FunctionName=name, Payload=b"{}")
