@@ -125,6 +125,29 @@ def test_a_draft_that_was_made_too_early_goes_once_the_rest_is_counted(
     assert office.items() == []
 
 
+def test_what_was_too_late_for_the_period_before_holds_no_draft_of_the_next(
+    planned: Surroundings,
+) -> None:
+    office = Office(World(planned, START + timedelta(seconds=7)))
+    finish(office, "1000")
+    [period] = {line.period for line in office.invoices.get(office.list_invoices()[-1].id).usage}
+    # In the very minute in which the next period begins, and never sent.
+    use(office.world, "20", at=period.end - timedelta(seconds=3))
+    office.recheck()
+    assert [item.amount for item in office.items()] == [price("1020") - price("1000")]
+    use(office.world, "1500")
+    use(office.world, "300", sent=False)
+    draft = office.go_to_renewal()
+    assert office.look(draft.id).check.state is CheckState.HELD
+    office.world.drain()
+    office.world.clock.move(60)
+    assert office.look(draft.id).check.state is CheckState.AGREED
+    office.world.clock.move(2 * 3600)
+    settled = office.look(draft.id)
+    assert settled.check.state is CheckState.FINAL
+    assert not settled.late
+
+
 def test_a_draft_stays_held_while_its_last_minute_goes_on(planned: Surroundings) -> None:
     office = Office(World(planned, START + timedelta(seconds=50)))
     use(office.world, "1500", sent=False)

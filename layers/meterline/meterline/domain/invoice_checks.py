@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
+from itertools import pairwise
 
 from meterline.domain.meters import EmissionMode, Meter
 from meterline.domain.periods import Period
@@ -227,12 +228,28 @@ def check_span(
     )
 
 
-def widen_to_countable(period: Period, mode: EmissionMode) -> Period:
+def cut_countable(period: Period, mode: EmissionMode) -> Sequence[Period]:
     """The whole minutes around a period, for which the billing layer can be asked what it has
-    counted; the whole hours where a newer total takes the place of the hour's older one."""
+    counted; the whole hours where a newer total takes the place of the hour's older one. Those
+    that an end of the period cuts are apart from the rest."""
     grain = timedelta(hours=1) if mode is EmissionMode.HOURLY else timedelta(minutes=1)
-    before, after = (period.start - _EPOCH) % grain, (_EPOCH - period.end) % grain
-    return Period(period.start - before, period.end + after)
+    starts = [moment - (moment - _EPOCH) % grain for moment in (period.start, period.end)]
+    ends = [moment + (_EPOCH - moment) % grain for moment in (period.start, period.end)]
+    return [Period(start, end) for start, end in pairwise(sorted({*starts, *ends}))]
+
+
+def bound_counted(entries: Iterable[LedgerEntry], period: Period, meter: Meter) -> tuple[int, int]:
+    """The least and the most that the billing layer has counted of these entries, if it has all
+    that are of the period: of the others some may have come too late for theirs."""
+    least = most = 0
+    for entry in entries:
+        if entry.meter != meter.id:
+            continue
+        sub_units = meter.to_sub_units(entry.quantity)
+        is_own = period.start <= entry.at < period.end
+        least += sub_units if is_own or sub_units < 0 else 0
+        most += sub_units if is_own or sub_units > 0 else 0
+    return least, most
 
 
 def foresee_final(span: CheckedSpan) -> CheckedSpan:

@@ -18,13 +18,15 @@ from meterline.domain.invoice_checks import (
     CheckState,
     HoldReason,
     InvoiceCheck,
+    bound_counted,
     check_span,
+    cut_countable,
     foresee_final,
     price_late,
-    widen_to_countable,
 )
 from meterline.domain.meters import Meter
 from meterline.domain.pricing import Plan
+from meterline.domain.usage import LedgerEntry
 from meterline.errors import InvoiceFinalError, NotFoundError, SupersededError
 from meterline.ports import (
     BilledUsage,
@@ -217,7 +219,7 @@ class SettleInvoices:
             )
             span = check_span(line, meter, entries, known.get((meter.id, line.period)))
             if span.owed_sub_units and invoice.is_draft and not span.is_closed:
-                span = self._foresee(invoice, customer, meter, span, now)
+                span = self._foresee(invoice, customer, meter, span, entries, now)
             spans.append(span)
         return tuple(spans)
 
@@ -227,23 +229,28 @@ class SettleInvoices:
         customer: str,
         meter: Meter,
         span: CheckedSpan,
+        entries: Sequence[LedgerEntry],
         now: datetime,
     ) -> CheckedSpan:
         """A draft may say what was counted when it was made: it is brought up to date when it
         becomes final (Stripe's documentation, finalisation grace period). So what was sent since
         holds nothing, once the billing layer has counted it."""
-        around, period = widen_to_countable(span.period, meter.emission), span.period
-        if around.end > now:
+        countable = cut_countable(span.period, meter.emission)
+        start, end = countable[0].start, countable[-1].end
+        if end > now:
             return span
-        edges = [
-            *self._ledger.events_between(customer, around.start, period.start),
-            *self._ledger.events_between(customer, period.end, around.end),
+        around = [
+            *self._ledger.events_between(customer, start, span.period.start),
+            *entries,
+            *self._ledger.events_between(customer, span.period.end, end),
         ]
-        at_edges = sum(
-            meter.to_sub_units(entry.quantity) for entry in edges if entry.meter == meter.id
-        )
-        counted = self._counted.total(invoice.billing_customer, meter, around.start, around.end)
-        return foresee_final(span) if counted == span.ledger_sub_units + at_edges else span
+        for part in countable:
+            counted = self._counted.total(invoice.billing_customer, meter, part.start, part.end)
+            in_part = (entry for entry in around if part.start <= entry.at < part.end)
+            least, most = bound_counted(in_part, span.period, meter)
+            if not least <= counted <= most:
+                return span
+        return foresee_final(span)
 
     def _steer(
         self,
