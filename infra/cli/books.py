@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import boto3
 import click
@@ -45,6 +48,48 @@ from meterline.domain.reconciliation import Difference
 from meterline.domain.sending import find_last_s
 from meterline.services.reconcile_customers import ReconcileCustomers
 from meterline.services.settle_invoices import SettleInvoices
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """One invoice before an operator, who says who they are and why."""
+
+    invoice: str
+    settle: SettleInvoices
+    trail: Trail
+    actor: str
+    reason: str
+
+    def record(self, action: str, outcome: str) -> None:
+        """One entry of the trail about this invoice."""
+        self.trail.record(action, self.invoice, outcome)
+
+
+def on_invoice(function: Callable[..., None]) -> Callable[..., None]:
+    """The argument INVOICE and the options of whoever decides about one, as a `Desk`."""
+
+    @click.argument("invoice")
+    @stripe_options
+    @reason_options
+    @stack_option
+    @wraps(function)
+    def opened(
+        stack_name: str,
+        invoice: str,
+        actor: str,
+        reason: str,
+        stripe_url: str | None,
+        key_file: Path | None,
+        *,
+        live: bool,
+        **options: Any,
+    ) -> None:
+        stack, wire = _open(stack_name)
+        settle = open_settlement(stack, wire, read_key(key_file, live=live), stripe_url)
+        trail = Trail(stack, wire, actor, reason)
+        function(Desk(invoice, settle, trail, actor, reason), **options)
+
+    return opened
 
 
 @click.group("books")
@@ -273,38 +318,23 @@ def invoices(stack_name: str) -> None:
 
 
 @command.command("check")
-@click.argument("invoice")
-@stripe_options
-@reason_options
-@stack_option
-def check(
-    stack_name: str,
-    invoice: str,
-    actor: str,
-    reason: str,
-    stripe_url: str | None,
-    key_file: Path | None,
-    *,
-    live: bool,
-) -> None:
+@on_invoice
+def check(desk: Desk) -> None:
     """Compare INVOICE with the ledger now: hold it, let it go, settle what came late."""
-    stack, wire = _open(stack_name)
-    settle = open_settlement(stack, wire, read_key(key_file, live=live), stripe_url)
-    trail = Trail(stack, wire, actor, reason)
-    trail.record("check invoice", invoice, "begun")
-    settled = settle(invoice, datetime.now(UTC))
+    desk.record("check invoice", "begun")
+    settled = desk.settle(desk.invoice, datetime.now(UTC))
     if settled is None or settled.check is None:
         click.echo("nothing on it is metered by us")
         return
     for late in settled.late:
         how = "waived" if late.waived else f"item {late.item}"
         click.echo(f"late: {late.sub_units} sub-units, {late.amount_minor} minor, {how}")
-    trail.record("check invoice", invoice, settled.check.state)
+    desk.record("check invoice", settled.check.state)
     click.echo(_describe_check(settled.check))
 
 
 @command.command("release")
-@click.argument("invoice")
+@on_invoice
 @click.option(
     "--hold",
     type=click.Choice(["difference", "spike"]),
@@ -312,58 +342,33 @@ def check(
     show_default=True,
     help="Which reason to hold it ends: it is not the ledger's, or far above the last one.",
 )
-@stripe_options
-@reason_options
-@stack_option
-def release(
-    stack_name: str,
-    invoice: str,
-    hold: str,
-    actor: str,
-    reason: str,
-    stripe_url: str | None,
-    key_file: Path | None,
-    *,
-    live: bool,
-) -> None:
+def release(desk: Desk, hold: str) -> None:
     """End a hold of INVOICE as it is; it goes when nothing holds it any more."""
-    stack, wire = _open(stack_name)
-    settle = open_settlement(stack, wire, read_key(key_file, live=live), stripe_url)
-    trail = Trail(stack, wire, actor, reason)
-    trail.record(f"release invoice ({hold})", invoice, "begun")
-    left = settle.release(
-        invoice, HoldReason[hold.upper()], actor=actor, reason=reason, now=datetime.now(UTC)
+    desk.record(f"release invoice ({hold})", "begun")
+    left = desk.settle.release(
+        desk.invoice,
+        HoldReason[hold.upper()],
+        actor=desk.actor,
+        reason=desk.reason,
+        now=datetime.now(UTC),
     )
-    trail.record(f"release invoice ({hold})", invoice, "released")
+    desk.record(f"release invoice ({hold})", "released")
     if left:
         names = ", ".join(sorted(each.name.lower() for each in left))
-        click.echo(f"{invoice} is still held: {names}")
+        click.echo(f"{desk.invoice} is still held: {names}")
     else:
-        click.echo(f"{invoice} goes its way; Stripe finalises it within an hour or so")
+        click.echo(f"{desk.invoice} goes its way; Stripe finalises it within an hour or so")
 
 
 @command.command("waive")
-@click.argument("invoice")
-@stripe_options
-@reason_options
-@stack_option
-def waive(
-    stack_name: str,
-    invoice: str,
-    actor: str,
-    reason: str,
-    stripe_url: str | None,
-    key_file: Path | None,
-    *,
-    live: bool,
-) -> None:
+@on_invoice
+def waive(desk: Desk) -> None:
     """Ask nothing for what INVOICE lacks and nobody can bill: it is void, or its price not ours."""
-    stack, wire = _open(stack_name)
-    settle = open_settlement(stack, wire, read_key(key_file, live=live), stripe_url)
-    trail = Trail(stack, wire, actor, reason)
-    trail.record("waive", invoice, "begun")
-    waived = settle.waive(invoice, actor=actor, reason=reason, now=datetime.now(UTC))
-    trail.record("waive", invoice, "waived")
+    desk.record("waive", "begun")
+    waived = desk.settle.waive(
+        desk.invoice, actor=desk.actor, reason=desk.reason, now=datetime.now(UTC)
+    )
+    desk.record("waive", "waived")
     click.echo(_describe_check(waived))
 
 

@@ -283,7 +283,7 @@ def _message(error: stripe.StripeError) -> str:
 
 def _retry_after_s(error: stripe.StripeError) -> float | None:
     told = _header(error, "retry-after")
-    return float(told) if told is not None and told.isdigit() else None
+    return float(told) if told is not None and told.isascii() and told.isdigit() else None
 
 
 def _is_replayed(error: stripe.StripeError) -> bool:
